@@ -1,0 +1,1 @@
+"""The cost model: a layer and a strategy in, seconds and bytes out."""

@@ -1,0 +1,150 @@
+"""How one layer is spread over the devices of its stage, and what each target can run.
+
+An *axis* is a way to split work over devices: tp (tensor), cp (context), dp (data), ep (expert).
+``tp * cp * dp`` is the number of devices of a pipeline stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from uniap_tune.spec import Recompute
+
+
+class Target(StrEnum):
+    """The engine a plan is for."""
+
+    MEGATRON = "megatron"
+    DEEPSPEED = "deepspeed"
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Layout:
+    """How activations lie on a stage's devices between layers; re-sharding depends on nothing else."""
+
+    tp: int
+    cp: int
+    dp: int
+    sequence_parallel: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """One layer's parallel strategy.
+
+    ``zero``: 0 replicates all states, 1 shards optimizer states, 2 also gradients, 3 also parameters, over
+    dp * cp ranks (arXiv 1910.02054). ``sequence_parallel`` shards norms, dropout and residuals over tp
+    (arXiv 2205.05198). ``ep`` and ``etp`` are the experts' own grid.
+    """
+
+    tp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    zero: int = 0
+    recompute: Recompute = Recompute.NONE
+    sequence_parallel: bool = False
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the stage."""
+        return self.tp * self.cp * self.dp
+
+    @property
+    def layout(self) -> Layout:
+        """The activation layout at this layer's borders."""
+        return Layout(tp=self.tp, cp=self.cp, dp=self.dp, sequence_parallel=self.sequence_parallel)
+
+    @property
+    def simplicity(self) -> tuple[int, int, int, int]:
+        """Sort key of the tie-break: less recompute, lower ZeRO, lower tp, lower cp first."""
+        return (_RECOMPUTE_ORDER[self.recompute], self.zero, self.tp, self.cp)
+
+    def describe(self) -> str:
+        """Short form for tables: ``"tp4 dp2 z1 rc-full"``."""
+        parts = [f"tp{self.tp}", f"dp{self.dp}"]
+        if self.cp > 1:
+            parts.append(f"cp{self.cp}")
+        if self.ep > 1:
+            parts.append(f"ep{self.ep}")
+        parts.append(f"z{self.zero}")
+        if self.recompute is not Recompute.NONE:
+            parts.append(f"rc-{self.recompute}")
+        return " ".join(parts)
+
+
+_RECOMPUTE_ORDER = {Recompute.NONE: 0, Recompute.SELECTIVE: 1, Recompute.FULL: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a target can run; the search obeys it (DESIGN: targets are constraints).
+
+    Attributes:
+        uniform: one (tp, cp, dp, zero) for all layers of the model.
+        zero: ZeRO stages without a pipeline.
+        zero_with_pipeline: ZeRO stages with pp > 1.
+        tensor_with_pipeline: tp > 1 and pp > 1 together.
+        sequence_parallel: tensor parallelism shards the sequence too.
+        recompute: modes it offers.
+        leading_recompute: full recompute of the first N blocks of every stage (Megatron's ``block``).
+        gradient_bytes: bytes of an accumulated gradient in bf16/fp16 training.
+        overlap_gradient_reduce, overlap_param_gather: hides data-parallel communication behind compute.
+    """
+
+    target: Target
+    uniform: bool
+    zero: frozenset[int]
+    zero_with_pipeline: frozenset[int]
+    tensor_with_pipeline: bool
+    sequence_parallel: bool
+    recompute: frozenset[Recompute]
+    leading_recompute: bool
+    gradient_bytes: int
+    overlap_gradient_reduce: bool = True
+    overlap_param_gather: bool = True
+
+
+CAPABILITIES: dict[Target, Capabilities] = {
+    # Megatron-LM: one ProcessGroupCollection for the model; the distributed optimizer is ZeRO-1 over dp*cp;
+    # Megatron-FSDP adds optim_grads (2) and optim_grads_params (3). Gradients accumulate in fp32.
+    Target.MEGATRON: Capabilities(
+        target=Target.MEGATRON,
+        uniform=True,
+        zero=frozenset({0, 1, 2, 3}),
+        zero_with_pipeline=frozenset({0, 1}),
+        tensor_with_pipeline=True,
+        sequence_parallel=True,
+        recompute=frozenset(Recompute),
+        leading_recompute=True,
+        gradient_bytes=4,
+    ),
+    # DeepSpeed 0.19.8: AutoTP with PipelineModule does not work (engine.py:957); pipelines need ZeRO <= 1
+    # (pipe/engine.py:76); no sequence parallelism inside AutoTP.
+    Target.DEEPSPEED: Capabilities(
+        target=Target.DEEPSPEED,
+        uniform=True,
+        zero=frozenset({0, 1, 2, 3}),
+        zero_with_pipeline=frozenset({0, 1}),
+        tensor_with_pipeline=False,
+        sequence_parallel=False,
+        recompute=frozenset({Recompute.NONE, Recompute.FULL}),
+        leading_recompute=False,
+        gradient_bytes=2,
+    ),
+    # The full space of the paper, a strategy for each layer.
+    Target.ANY: Capabilities(
+        target=Target.ANY,
+        uniform=False,
+        zero=frozenset({0, 1, 2, 3}),
+        zero_with_pipeline=frozenset({0, 1, 2, 3}),
+        tensor_with_pipeline=True,
+        sequence_parallel=True,
+        recompute=frozenset(Recompute),
+        leading_recompute=False,
+        gradient_bytes=4,
+    ),
+}
