@@ -1,0 +1,81 @@
+"""Model -> layer graph: the vertices V and edges E of the formulation.
+
+Vertices are what an engine can put on a pipeline stage: the embedding, each transformer block (attention and
+MLP together), and the head. The head holds the final norm, the output projection and the loss, which engines
+never separate. Equal layers share one :class:`LayerType`, which is what the cost model prices and what the
+solver aggregates on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from uniap_tune.spec import Model
+
+
+class LayerKind(StrEnum):
+    """What a vertex of the graph is."""
+
+    EMBEDDING = "embedding"
+    BLOCK = "block"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerType:
+    """All that distinguishes layers of one model: ``moe`` (experts instead of the dense MLP), ``window``
+    (sliding-window width, ``None``: attends to everything)."""
+
+    kind: LayerKind
+    moe: bool = False
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A vertex: its name as people see it and its type."""
+
+    name: str
+    type: LayerType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """Layers in topological order and directed edges between their indices."""
+
+    layers: tuple[Layer, ...]
+    edges: tuple[tuple[int, int], ...]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the edges are exactly u -> u + 1."""
+        return sorted(set(self.edges)) == [(u, u + 1) for u in range(len(self.layers) - 1)]
+
+
+def build_graph(model: Model) -> Graph:
+    """The layer graph of a decoder-only model: embedding, ``num_layers`` blocks, head."""
+    blocks = [Layer(name=f"layers.{i}", type=block_type(model, i)) for i in range(model.num_layers)]
+    layers = (
+        Layer(name="embedding", type=LayerType(kind=LayerKind.EMBEDDING)),
+        *blocks,
+        Layer(name="head", type=LayerType(kind=LayerKind.HEAD)),
+    )
+    return Graph(layers=layers, edges=tuple((u, u + 1) for u in range(len(layers) - 1)))
+
+
+def block_type(model: Model, index: int) -> LayerType:
+    """The type of transformer block ``index`` (from 0)."""
+    return LayerType(kind=LayerKind.BLOCK, moe=_is_moe(model, index), window=_window(model, index))
+
+
+def _is_moe(model: Model, index: int) -> bool:
+    moe = model.moe
+    return moe is not None and index >= moe.first_dense_layers and index % moe.layer_frequency == 0
+
+
+def _window(model: Model, index: int) -> int | None:
+    every = model.window_global_every
+    if model.window is None or (every and (index + 1) % every == 0):
+        return None
+    return model.window
