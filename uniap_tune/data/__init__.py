@@ -1,0 +1,1 @@
+"""Facts that ship with the package: devices, clusters, models, efficiency constants; each with its source."""
