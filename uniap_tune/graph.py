@@ -71,7 +71,9 @@ def block_type(model: Model, index: int) -> LayerType:
 
 def _is_moe(model: Model, index: int) -> bool:
     moe = model.moe
-    return moe is not None and index >= moe.first_dense_layers and index % moe.layer_frequency == 0
+    if moe is None or index < moe.first_dense_layers:
+        return False
+    return index % moe.layer_frequency == moe.layer_offset
 
 
 def _window(model: Model, index: int) -> int | None:

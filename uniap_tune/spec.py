@@ -38,6 +38,7 @@ class QkNorm(StrEnum):
 
     NONE = "none"
     PER_HEAD = "per_head"  # one weight of head_dim shared by the heads (Qwen3, Gemma 3)
+    L2 = "l2"  # without weights (Llama 4)
     FULL = "full"  # a weight as wide as the projection (OLMo 2)
 
 
@@ -71,8 +72,8 @@ class Recompute(StrEnum):
 class Moe:
     """Mixture-of-experts feed-forward layers.
 
-    ``first_dense_layers`` leading layers, and every layer whose index is not a multiple of ``layer_frequency``,
-    use the dense MLP of ``Model.ffn_size``. ``shared_ffn_size`` is the total width of the shared experts.
+    ``first_dense_layers`` leading layers, and every layer whose index is not ``layer_offset`` modulo
+    ``layer_frequency``, use the dense MLP of ``Model.ffn_size``. ``shared_ffn_size`` is the total width of the shared experts.
     """
 
     num_experts: int
@@ -81,6 +82,7 @@ class Moe:
     shared_ffn_size: int = 0
     first_dense_layers: int = 0
     layer_frequency: int = 1
+    layer_offset: int = 0
     router_bias: bool = False
     shared_expert_gate: bool = False
 
