@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -10,6 +11,23 @@ GIB = 1 << 30
 
 _BINARY = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40}
 _DECIMAL = {"k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12}
+_SI = {
+    "": 1.0,
+    "k": 1e3,
+    "K": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "P": 1e15,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+}
+_BYTE_RATES = {f"{si}{unit}": factor for si, factor in _SI.items() for unit in ("B/s", "Bps")}
+_BIT_RATES = {f"{si}{unit}": factor / 8 for si, factor in _SI.items() for unit in ("b/s", "bps", "bit/s")}
+_FLOP_RATES = {f"{si}{unit}": factor for si, factor in _SI.items() for unit in ("FLOPS", "FLOP/s", "FLOPs/s")}
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Z/µμ]*)\s*\Z", re.ASCII)
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*\Z")
 
 
@@ -25,6 +43,44 @@ def parse_bytes(text: str) -> float:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size such as 80GiB, 80GB or 85899345920")
     return float(match.group(1)) * factor
+
+
+def parse_bandwidth(text: str) -> float:
+    """``"400 Gb/s"`` (bits) or ``"900 GB/s"`` (bytes) in bytes/s; a bare number is bytes/s.
+
+    The case of the ``b`` is the only thing that tells bits from bytes, so here it counts.
+
+    Raises:
+        ValueError: when the text is not a bandwidth.
+    """
+    return _quantity(
+        text, {"": 1.0} | _BYTE_RATES | _BIT_RATES, "a bandwidth such as 900 GB/s (bytes) or 400 Gb/s (bits)"
+    )
+
+
+def parse_flops(text: str) -> float:
+    """``"989.4 TFLOPS"`` or ``"989.4e12"`` in FLOP/s.
+
+    Raises:
+        ValueError: when the text is not a rate of arithmetic.
+    """
+    return _quantity(text, {"": 1.0} | _FLOP_RATES, "a rate such as 989.4 TFLOPS or 989.4e12")
+
+
+def parse_seconds(text: str) -> float:
+    """``"5 us"`` or ``"5e-6"`` in seconds.
+
+    Raises:
+        ValueError: when the text is not a time.
+    """
+    return _quantity(text, _SECONDS, "a time such as 5 us, 0.2 ms or 5e-6")
+
+
+def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
+    match = _QUANTITY.match(text)
+    if match is None or match.group(2) not in units:
+        raise ValueError(f"{text!r} is not {example}")
+    return float(match.group(1)) * units[match.group(2)]
 
 
 def format_bytes(count: float) -> str:
