@@ -11,22 +11,13 @@ GIB = 1 << 30
 
 _BINARY = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40}
 _DECIMAL = {"k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12}
-_SI = {
-    "": 1.0,
-    "k": 1e3,
-    "K": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
+_PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "Gi": float(GIB)}
+_BYTE_RATES = {f"{prefix}{unit}": factor for prefix, factor in _PREFIXES.items() for unit in ("B/s", "Bps")}
+_BIT_RATES = {f"{prefix}{unit}": factor / 8 for prefix, factor in _PREFIXES.items() for unit in ("b/s", "bps", "bit/s")}
+_FLOP_RATES = {
+    f"{prefix}{unit}": factor for prefix, factor in _PREFIXES.items() for unit in ("FLOPS", "FLOP/s", "FLOPs/s")
 }
-_BYTE_RATES = {f"{si}{unit}": factor for si, factor in _SI.items() for unit in ("B/s", "Bps")}
-_BIT_RATES = {f"{si}{unit}": factor / 8 for si, factor in _SI.items() for unit in ("b/s", "bps", "bit/s")}
-_FLOP_RATES = {f"{si}{unit}": factor for si, factor in _SI.items() for unit in ("FLOPS", "FLOP/s", "FLOPs/s")}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+_PER_SECOND = {"": 1.0, "s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6, "μs": 1e6, "ns": 1e9}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Z/µμ]*)\s*\Z", re.ASCII)
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*\Z")
 
@@ -53,9 +44,9 @@ def parse_bandwidth(text: str) -> float:
     Raises:
         ValueError: when the text is not a bandwidth.
     """
-    return _quantity(
-        text, {"": 1.0} | _BYTE_RATES | _BIT_RATES, "a bandwidth such as 900 GB/s (bytes) or 400 Gb/s (bits)"
-    )
+    units = {"": 1.0} | _BYTE_RATES | _BIT_RATES
+    number, factor = _quantity(text, units, "a bandwidth such as 900 GB/s (bytes) or 400 Gb/s (bits)")
+    return number * factor
 
 
 def parse_flops(text: str) -> float:
@@ -64,7 +55,8 @@ def parse_flops(text: str) -> float:
     Raises:
         ValueError: when the text is not a rate of arithmetic.
     """
-    return _quantity(text, {"": 1.0} | _FLOP_RATES, "a rate such as 989.4 TFLOPS or 989.4e12")
+    number, factor = _quantity(text, {"": 1.0} | _FLOP_RATES, "a rate such as 989.4 TFLOPS or 989.4e12")
+    return number * factor
 
 
 def parse_seconds(text: str) -> float:
@@ -73,14 +65,15 @@ def parse_seconds(text: str) -> float:
     Raises:
         ValueError: when the text is not a time.
     """
-    return _quantity(text, _SECONDS, "a time such as 5 us, 0.2 ms or 5e-6")
+    number, per_second = _quantity(text, _PER_SECOND, "a time such as 5 us, 0.2 ms or 5e-6")
+    return number / per_second  # dividing keeps 3.4 us at 3.4e-06
 
 
-def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
+def _quantity(text: str, units: Mapping[str, float], example: str) -> tuple[float, float]:
     match = _QUANTITY.match(text)
     if match is None or match.group(2) not in units:
         raise ValueError(f"{text!r} is not {example}")
-    return float(match.group(1)) * units[match.group(2)]
+    return float(match.group(1)), units[match.group(2)]
 
 
 def format_bytes(count: float) -> str:
