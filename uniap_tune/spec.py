@@ -73,7 +73,8 @@ class Moe:
     """Mixture-of-experts feed-forward layers.
 
     ``first_dense_layers`` leading layers, and every layer whose index is not ``layer_offset`` modulo
-    ``layer_frequency``, use the dense MLP of ``Model.ffn_size``. ``shared_ffn_size`` is the total width of the shared experts.
+    ``layer_frequency``, use the dense MLP of ``Model.ffn_size``. ``shared_ffn_size`` is the total width of the
+    shared experts.
     """
 
     num_experts: int
