@@ -46,6 +46,8 @@ class LayerCost:
         microbatch_bytes: bytes held for every micro-batch in flight, by part.
         transient_bytes: bytes needed only while the layer itself runs; a stage needs room for the largest of
             its layers' transients, not for their sum.
+        step_bytes: bytes needed only while the optimizer runs, when no activation is alive (fp32 copies of narrow
+            gradients): a stage needs the larger of their sum and what micro-batches take.
     """
 
     forward_s: Parts
@@ -54,6 +56,7 @@ class LayerCost:
     static_bytes: Parts = field(default_factory=dict)
     microbatch_bytes: Parts = field(default_factory=dict)
     transient_bytes: float = 0.0
+    step_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("forward_s", "backward_s", "step_s", "static_bytes", "microbatch_bytes"):

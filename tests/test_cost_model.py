@@ -1,0 +1,217 @@
+"""The cost model: physics that must hold whatever the constants are."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uniap_tune.cost.model import CostModel
+from uniap_tune.graph import LayerKind, LayerType, build_graph
+from uniap_tune.spec import Cluster, Device, DType, Job, Link, Model, Precision, Recompute
+from uniap_tune.strategy import CAPABILITIES, Layout, Strategy, Target
+
+BLOCK, HEAD, EMBEDDING = (LayerType(kind=kind) for kind in (LayerKind.BLOCK, LayerKind.HEAD, LayerKind.EMBEDDING))
+
+DEVICE = Device(
+    name="test-gpu",
+    vendor="nvidia",
+    generation="ampere",
+    memory_bytes=80e9,
+    memory_bandwidth=2.0e12,
+    peak_flops={DType.FP32: 19.5e12, DType.FP16: 312e12, DType.BF16: 312e12},
+    num_sms=108,
+)
+MODEL = Model(
+    name="test-7b",
+    family="llama",
+    num_layers=32,
+    hidden_size=4096,
+    ffn_size=11008,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    vocab_size=32000,
+)
+JOB = Job(global_batch=64, seq_length=4096)
+
+
+def make_cluster(nodes: int = 2, device: Device = DEVICE) -> Cluster:
+    return Cluster(
+        name="test",
+        device=device,
+        num_nodes=nodes,
+        devices_per_node=8,
+        intra=Link(bandwidth=300e9, latency_s=2e-6),
+        inter=Link(bandwidth=25e9, latency_s=5e-6),
+        rails_per_node=8,
+    )
+
+
+def make(job: Job = JOB, model: Model = MODEL, cluster: Cluster | None = None) -> CostModel:
+    return CostModel(model, cluster or make_cluster(), job, CAPABILITIES[Target.ANY])
+
+
+def price(cost_model: CostModel, layer: LayerType = BLOCK, *, samples: int = 1, pp: int = 1, **axes: object):
+    strategy = Strategy(**axes)  # type: ignore[arg-type]
+    return cost_model.layer_cost(layer, strategy, samples=samples, pp=pp, num_microbatches=8)
+
+
+LAYERS = st.sampled_from([BLOCK, HEAD, EMBEDDING])
+DEGREES = st.sampled_from([1, 2, 4, 8])
+ZERO = st.sampled_from([0, 1, 2, 3])
+RECOMPUTE = st.sampled_from(list(Recompute))
+
+
+@given(LAYERS, DEGREES, DEGREES, ZERO, RECOMPUTE, st.integers(1, 8))
+def test_more_samples_take_longer_in_total(layer, tp, dp, zero, recompute, samples):
+    model = make()
+    one = price(model, layer, tp=tp, dp=dp, zero=zero, recompute=recompute, samples=samples)
+    two = price(model, layer, tp=tp, dp=dp, zero=zero, recompute=recompute, samples=samples + 1)
+    assert two.time >= one.time
+    assert two.microbatch >= one.microbatch
+    assert two.transient_bytes >= one.transient_bytes
+
+
+@given(LAYERS, DEGREES, ZERO, RECOMPUTE, st.booleans())
+def test_tensor_parallelism_never_takes_more_parameter_memory(layer, tp, zero, recompute, sequence_parallel):
+    model = make()
+    one = price(model, layer, tp=tp, zero=zero, recompute=recompute)
+    two = price(model, layer, tp=2 * tp, zero=zero, recompute=recompute, sequence_parallel=sequence_parallel)
+    assert two.static <= one.static
+    assert two.microbatch <= one.microbatch
+
+
+@given(DEGREES, DEGREES, st.booleans(), st.booleans())
+def test_recompute_trades_time_for_memory(tp, samples, flash, dropout):
+    job = replace(JOB, flash_attention=flash)
+    rate = 0.1 if dropout else 0.0
+    model = make(job, replace(MODEL, attention_dropout=rate, hidden_dropout=rate))
+    none, selective, full = (price(model, tp=tp, samples=samples, recompute=mode) for mode in Recompute)
+    assert full.microbatch < selective.microbatch < none.microbatch
+    assert full.time > selective.time > none.time
+
+
+@given(DEGREES, st.sampled_from([2, 4, 8]), ZERO)
+def test_context_parallelism_shrinks_activations(tp, cp, zero):
+    model = make()
+    assert price(model, tp=tp, cp=cp, zero=zero).microbatch < price(model, tp=tp, dp=cp, zero=zero).microbatch
+
+
+@given(st.sampled_from([2, 4, 8]), RECOMPUTE)
+def test_sequence_parallelism_shrinks_activations(tp, recompute):
+    model = make()
+    plain = price(model, tp=tp, recompute=recompute)
+    sequence = price(model, tp=tp, recompute=recompute, sequence_parallel=True)
+    assert sequence.microbatch < plain.microbatch
+
+
+@given(LAYERS, DEGREES, st.sampled_from([2, 4, 8]))
+def test_each_zero_stage_holds_less(layer, tp, dp):
+    model = make()
+    held = [price(model, layer, tp=tp, dp=dp, zero=zero).static for zero in range(4)]
+    assert held == sorted(held, reverse=True)
+    assert len(set(held)) == 4
+
+
+def test_adam_in_mixed_precision_takes_eighteen_bytes_a_parameter():
+    cost = price(make())
+    parameters = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert cost.static == 18 * parameters
+    fp16 = price(make(replace(JOB, precision=Precision(compute=DType.FP16))))
+    assert fp16.static == 16 * parameters
+    assert fp16.step_bytes == 4 * parameters
+
+
+def test_activations_of_a_gpt_block_match_the_paper():
+    """arXiv 2205.05198 equations 1 and 2: s b h (34 + 5 a s / h); 34 / tp with sequence parallelism."""
+    model = replace(MODEL, gated_mlp=False, ffn_size=4 * 4096, attention_dropout=0.1, hidden_dropout=0.1)
+    job = replace(JOB, seq_length=2048, flash_attention=False)
+    sbh, quadratic = 2048 * 4096, 5 * 32 * 2048**2
+    assert price(make(job, model)).microbatch == 34 * sbh + quadratic
+    split = price(make(job, model), tp=8, sequence_parallel=True)
+    assert split.microbatch == (34 * sbh + quadratic) / 8
+    assert price(make(job, model), tp=8).microbatch == 10 * sbh + (24 * sbh + quadratic) / 8
+
+
+def test_a_tied_head_copies_the_embedding_only_on_another_stage():
+    model = make(model=replace(MODEL, tied_embeddings=True))
+    assert price(model, HEAD, pp=2).static > 100 * price(model, HEAD, pp=1).static
+
+
+def test_gradient_bytes_are_the_engines():
+    megatron = CostModel(MODEL, make_cluster(), JOB, CAPABILITIES[Target.MEGATRON])
+    deepspeed = CostModel(MODEL, make_cluster(), JOB, CAPABILITIES[Target.DEEPSPEED])
+    assert price(megatron).static_bytes["gradients"] == 2 * price(deepspeed).static_bytes["gradients"]
+
+
+@pytest.mark.parametrize("generation", ["ampere", "hopper", "blackwell", "never-heard-of"])
+def test_every_generation_is_priced(generation):
+    device = replace(DEVICE, generation=generation, peak_flops={**DEVICE.peak_flops, DType.FP8: 624e12})
+    wide = make(cluster=make_cluster(device=device))
+    narrow = make(replace(JOB, precision=Precision(compute=DType.FP8)), cluster=make_cluster(device=device))
+    assert 0 < price(narrow).time < price(wide).time
+
+
+def test_an_unknown_generation_has_the_widest_band():
+    bands = [
+        make(cluster=make_cluster(device=replace(DEVICE, generation=name))).efficiency.band
+        for name in ("ampere", "hopper", "blackwell", "never-heard-of")
+    ]
+    assert max(bands) == bands[-1]
+
+
+def test_tensor_parallelism_over_the_network_is_slower():
+    inside, across = make(cluster=make_cluster(1)), make(cluster=make_cluster(2))
+    assert price(across, tp=16).forward_s["tp_comm"] > 1.5 * price(inside, tp=8).forward_s["tp_comm"]
+
+
+def test_model_flops_are_six_per_parameter_and_token():
+    linear = 6 * (32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096) * 64 * 4096
+    attention = 6 * 64 * 32 * 4096**2 * 4096
+    assert make().step_flops() == pytest.approx(linear + attention, rel=1e-3)
+
+
+def test_the_graph_of_a_job_reaches_a_sensible_utilization():
+    """LLaMA-like 7B models train at 50-70% of an A100's peak (Megatron-LM README, LLM Foundry tables)."""
+    model = make(cluster=make_cluster(1))
+    strategy = Strategy(dp=8, zero=1)
+    layers = build_graph(MODEL).layers
+    costs = [model.layer_cost(x.type, strategy, samples=1, pp=1, num_microbatches=8) for x in layers]
+    seconds = sum(8 * cost.time + cost.step for cost in costs)
+    assert 0.45 < model.step_flops() / seconds / 8 / 312e12 < 0.75
+
+
+LAYOUTS = [
+    Layout(tp=tp, cp=cp, dp=16 // tp // cp, sequence_parallel=sequence)
+    for tp in (1, 2, 4, 8, 16)
+    for cp in (1, 2, 4)
+    for sequence in (False, True)
+    if tp * cp <= 16 and (tp > 1 or not sequence)
+]
+LAYOUT = st.sampled_from(LAYOUTS)
+
+
+@settings(max_examples=300)
+@given(LAYOUT, LAYOUT, LAYOUT)
+def test_resharding_is_a_metric(a, b, c):
+    model = make()
+
+    def distance(x: Layout, y: Layout) -> float:
+        return model.reshard_seconds(x, y, microbatch=16, pp=1)
+
+    assert distance(a, a) == 0
+    assert a == b or distance(a, b) > 0
+    assert math.isclose(distance(a, b), distance(b, a), rel_tol=1e-12)
+    assert distance(a, c) <= (distance(a, b) + distance(b, c)) * (1 + 1e-12)
+
+
+def test_sending_across_stages():
+    model = make()
+    plain = Layout(tp=1, cp=1, dp=8, sequence_parallel=False)
+    split = Layout(tp=8, cp=1, dp=1, sequence_parallel=True)
+    assert model.send_seconds(plain, plain, microbatch=8, pp=1) == 0
+    same = model.send_seconds(plain, plain, microbatch=8, pp=2)
+    assert 0 < same < model.send_seconds(plain, split, microbatch=8, pp=2)
+    assert model.send_seconds(plain, plain, microbatch=16, pp=2) > same

@@ -1,0 +1,128 @@
+"""Collectives in the alpha-beta model over a two-level network (Thakur, Rabenseifner, Gropp 2005; NCCL's rings).
+
+A cluster has NVLink (or PCIe) *domains* of ``Cluster.fast_domain`` devices joined by a network. A process group is
+described by its size and its *stride*: Megatron's rank order is tp, cp, ep, dp, pp from the innermost outwards, so
+a tp group has stride 1, a cp group stride tp, a dp group stride tp * cp and a pipeline stride W / pp.
+All times are seconds, all sizes bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.spec import Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A process group: ``size`` ranks, neighbours ``stride`` ranks apart."""
+
+    size: int
+    stride: int
+
+
+class Network:
+    """Prices collectives of process groups on one cluster."""
+
+    def __init__(self, cluster: Cluster, efficiency: Efficiency) -> None:
+        self._domain = min(cluster.fast_domain, cluster.num_devices)
+        self._intra_bandwidth = cluster.intra.bandwidth * efficiency.link
+        self._intra_latency = cluster.intra.latency_s + efficiency.collective_latency_s
+        # one device's share of its node's rails; a ring through n devices of a node drives n shares
+        share = cluster.inter.bandwidth * cluster.rails_per_node / cluster.devices_per_node
+        self._inter_share = share * efficiency.link
+        self._inter_port = cluster.inter.bandwidth * cluster.rails_per_node * efficiency.link
+        self._inter_latency = cluster.inter.latency_s + efficiency.collective_latency_s
+
+    def local_ranks(self, group: Group) -> int:
+        """How many ranks of a group share one domain."""
+        if group.size * group.stride <= self._domain:
+            return group.size
+        return max(1, min(group.size, self._domain // group.stride))
+
+    def _bandwidth_latency(self, group: Group) -> tuple[float, float]:
+        local = self.local_ranks(group)
+        if local == group.size:
+            return self._intra_bandwidth, self._intra_latency * math.log2(max(2, local))
+        nodes = -(-group.size // local)
+        # A ring enters and leaves a domain once for each rail its local ranks own, so its bandwidth is the smaller
+        # of the intra link and the rails of those ranks together.
+        bandwidth = min(self._inter_share * local, self._inter_port)
+        if local > 1:
+            bandwidth = min(bandwidth, self._intra_bandwidth)
+        latency = self._inter_latency * math.log2(max(2, nodes))
+        if local > 1:
+            latency += self._intra_latency * math.log2(local)
+        return bandwidth, latency
+
+    def all_gather(self, size: float, group: Group) -> float:
+        """Seconds to gather ``size`` bytes in total, each rank holding 1/n of them: (n-1)/n * size / bandwidth."""
+        if group.size == 1 or size <= 0:
+            return 0.0
+        bandwidth, latency = self._bandwidth_latency(group)
+        return latency + size * (group.size - 1) / group.size / bandwidth
+
+    def reduce_scatter(self, size: float, group: Group) -> float:
+        """Seconds to reduce ``size`` bytes held by every rank and leave 1/n with each; as an all-gather."""
+        return self.all_gather(size, group)
+
+    def all_reduce(self, size: float, group: Group) -> float:
+        """Seconds to reduce ``size`` bytes held by every rank: a reduce-scatter and an all-gather."""
+        return 2 * self.all_gather(size, group)
+
+    def all_to_all(self, size: float, group: Group) -> float:
+        """Seconds for every rank to spread ``size`` bytes evenly over the group.
+
+        Inside a domain everything but the own part moves over the intra link; what leaves the domain goes through
+        the rank's share of the rails, at the same time.
+        """
+        if group.size == 1 or size <= 0:
+            return 0.0
+        local = self.local_ranks(group)
+        inside = size * (local - 1) / group.size / self._intra_bandwidth
+        latency = self._intra_latency
+        outside = 0.0
+        if local < group.size:
+            outside = size * (group.size - local) / group.size / self._inter_share
+            latency += self._inter_latency
+        return latency + max(inside, outside)
+
+    def send(self, size: float, stride: int) -> float:
+        """Seconds to send ``size`` bytes to the rank ``stride`` ranks away, averaged over the pairs of a domain.
+
+        With k = domain / stride neighbours inside a domain, one of k sends crosses to the next domain.
+        """
+        if size <= 0:
+            return 0.0
+        inside = self._intra_latency + size / self._intra_bandwidth
+        outside = self._inter_latency + size / self._inter_share
+        if stride >= self._domain:
+            return outside
+        crossing = stride / self._domain
+        return inside * (1 - crossing) + outside * crossing
+
+    @property
+    def intra_seconds_per_byte(self) -> float:
+        """Inverse bandwidth of one device inside its domain."""
+        return 1 / self._intra_bandwidth
+
+    @property
+    def inter_seconds_per_byte(self) -> float:
+        """Inverse bandwidth of one device's share of the network."""
+        return 1 / self._inter_share
+
+    @property
+    def domain(self) -> int:
+        """Devices of a domain."""
+        return self._domain
+
+    @property
+    def latency(self) -> float:
+        """Latency of one step inside a domain."""
+        return self._intra_latency
+
+    def crosses(self, ranks: int) -> bool:
+        """Whether ``ranks`` consecutive ranks span more than one domain."""
+        return ranks > self._domain

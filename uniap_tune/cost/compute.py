@@ -1,0 +1,272 @@
+"""Seconds of computation: a roofline for every operator of a layer.
+
+Matrix multiplications take the larger of FLOPs at a shape-dependent rate and bytes at memory bandwidth; everything
+element-wise takes bytes at memory bandwidth; and a layer cannot run faster than its kernels are launched.
+
+Symbols: b samples, s sequence length, t = b * s / cp tokens of the rank, h hidden size, q and k widths of query and
+key heads, f MLP width, a heads, sp = tp with sequence parallelism, else 1. FLOPs of the linear layers and of
+attention are those of arXiv 2104.04473 (appendix), causal attention counting half.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.cost.runtime import Runtime
+from uniap_tune.graph import LayerKind, LayerType
+from uniap_tune.spec import Device, DType, Job, Model
+
+_TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
+_LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
+_HALF = (DType.FP16, DType.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a strategy changes the computation of one rank."""
+
+    tp: int
+    cp: int
+    ep: int
+    etp: int
+    sp: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Seconds of one micro-batch of one layer on one rank; ``core`` is the attention core's part of forward."""
+
+    forward: float
+    backward: float
+    core: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Gemm:
+    """``count`` multiplications of (m, k) by (k, n); ``quantized``: runs in the 8- or 4-bit format of the job."""
+
+    m: float
+    n: float
+    k: float
+    count: float = 1.0
+    quantized: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """The attention core: FLOPs of a forward pass, bytes each way, seconds per FLOP each way."""
+
+    forward: float
+    backward: float
+
+
+class ComputeModel:
+    """Prices the computation of layers on one device type."""
+
+    def __init__(self, model: Model, device: Device, job: Job, efficiency: Efficiency, runtime: Runtime) -> None:
+        self._model = model
+        self._job = job
+        self._runtime = runtime
+        self._efficiency = efficiency
+        dtype = job.precision.compute
+        self._wide = _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype)) * efficiency.gemm
+        self._narrow = self._wide
+        self._is_quantized = dtype not in (DType.FP32, *_HALF) and dtype in device.peak_flops
+        if self._is_quantized:
+            self._narrow = _peak(device, dtype) * efficiency.quantized[dtype]
+        self._attention_peak = self._wide / efficiency.gemm
+        self._bandwidth = device.memory_bandwidth * efficiency.memory
+        self._sms = device.num_sms
+        self._width = 4 if dtype is DType.FP32 else 2
+        self._cache: dict[tuple[LayerType, Shape], Compute] = {}
+
+    def layer(self, layer: LayerType, shape: Shape) -> Compute:
+        """Forward, backward and attention-core seconds of one micro-batch (no recomputation, no communication)."""
+        key = (layer, shape)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._price(layer, shape)
+        return found
+
+    def _price(self, layer: LayerType, shape: Shape) -> Compute:
+        if layer.kind is LayerKind.EMBEDDING:
+            return self._embedding(shape)
+        if layer.kind is LayerKind.HEAD:
+            return self._head(shape)
+        return self._block(layer, shape)
+
+    def _block(self, layer: LayerType, shape: Shape) -> Compute:
+        model = self._model
+        tokens = shape.samples * self._job.seq_length / shape.cp
+        gemms = attention_gemms(model, tokens, shape.tp)
+        experts = layer.moe and model.moe is not None
+        gemms += moe_gemms(model, tokens, shape) if experts else mlp_gemms(model, tokens, shape.tp, model.ffn_size)
+        core = self._attention(layer, shape)
+        forward_bytes, backward_bytes = self._block_bytes(layer, tokens, shape)
+        forward = sum(self._gemm(g.m, g.n, g.k, g) for g in gemms)
+        backward = sum(self._gemm(g.m, g.k, g.n, g) + self._gemm(g.n, g.k, g.m, g, gradient=True) for g in gemms)
+        forward += core.forward + forward_bytes / self._bandwidth
+        backward += core.backward + backward_bytes / self._bandwidth
+        kernels = 10 + 2 * len(gemms) + (0 if self._job.flash_attention else 4) + (12 if experts else 0)
+        return Compute(self._launched(forward, kernels), self._launched(backward, 1.25 * kernels), core.forward)
+
+    def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
+        """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
+        efficiency = self._efficiency
+        waves = math.ceil(m / _TILE) * math.ceil(n / _TILE) / self._sms
+        # the last wave of tiles runs with idle SMs; smaller tiles and split-k win part of them back
+        idle = math.pow(min(math.ceil(waves) / waves, 4.0), efficiency.gemm_wave_exponent)
+        rate = self._narrow if gemm.quantized else self._wide
+        compute = 2.0 * m * n * k * idle * (1 + efficiency.gemm_k_ramp / k) / rate
+        size = self._width * (m * k + k * n) + (8 if gradient else self._width) * m * n
+        return gemm.count * max(compute, size / self._bandwidth)
+
+    def _attention(self, layer: LayerType, shape: Shape) -> _Attention:
+        model, seq = self._model, self._job.seq_length
+        head_width, value_width = head_widths(model)
+        heads = shape.samples * model.num_heads / shape.tp
+        area = attended(layer, seq) / shape.cp
+        if not self._job.flash_attention:
+            return self._unfused(heads, seq, shape.cp, head_width, value_width)
+        flops = 2.0 * heads * area * (head_width + value_width)
+        efficiency = self._efficiency
+        peak = self._attention_peak
+        return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
+
+    def _unfused(self, heads: float, seq: int, cp: int, head_width: int, value_width: int) -> _Attention:
+        """Batched GEMMs over all of s x s, and softmax, mask and dropout by bytes (about 13 each way [Empirical])."""
+        rows = seq / cp
+        scores = _Gemm(rows, seq, head_width, heads, quantized=False)
+        context = _Gemm(rows, value_width, seq, heads, quantized=False)
+        softmax = 13 * heads * rows * seq / self._bandwidth
+        forward = self._batched(scores) + self._batched(context)
+        return _Attention(forward + softmax, 2 * forward + softmax)
+
+    def _batched(self, gemm: _Gemm) -> float:
+        tiles = math.ceil(gemm.m / _TILE) * math.ceil(gemm.n / _TILE) * gemm.count / self._sms
+        idle = math.pow(math.ceil(tiles) / tiles, self._efficiency.gemm_wave_exponent)
+        compute = 2 * gemm.m * gemm.n * gemm.k * gemm.count * idle / self._wide
+        compute *= 1 + self._efficiency.gemm_k_ramp / gemm.k
+        size = self._width * gemm.count * (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n)
+        return max(compute, size / self._bandwidth)
+
+    def _block_bytes(self, layer: LayerType, tokens: float, shape: Shape) -> tuple[float, float]:
+        """Bytes through memory of everything element-wise, forward and backward.
+
+        Forward, in elements: each norm reads and writes h; each residual addition reads two and writes one h; the
+        activation reads f (2f gated) and writes f; rotary reads and writes q + k. Backward a norm reads two and
+        writes one, the residual's gradient is added, the activation reads its input again.
+        """
+        model = self._model
+        hidden = tokens * model.hidden_size / shape.sp
+        gate = 2 if model.gated_mlp else 1
+        if layer.moe and model.moe is not None:
+            moe = model.moe
+            routed = tokens * moe.top_k * shape.etp / shape.tp
+            active = routed * moe.expert_ffn_size / shape.etp + tokens * moe.shared_ffn_size / shape.tp
+            permuted = 4 * routed * model.hidden_size  # gather and scatter of the routed tokens, read and write
+        else:
+            active, permuted = tokens * model.ffn_size / shape.tp, 0.0
+        rotary = 2 * tokens * (model.q_width + model.kv_width) / shape.tp if model.rope_theta else 0.0
+        dropout = 2 * (0.5 * hidden) if model.hidden_dropout else 0.0
+        forward = hidden * (2 * model.norms_per_layer + 6) + active * (gate + 1) + rotary + dropout + permuted
+        backward = hidden * (3 * model.norms_per_layer + 8) + active * (2 * gate + 1) + rotary + dropout + permuted
+        casts = 0.0
+        if self._is_quantized:  # read 2 bytes, write 1 byte and its transpose, for the inputs of the linear layers
+            casts = 2 * (2 * tokens * model.hidden_size + active + tokens * model.q_width / shape.tp)
+        return self._width * forward + casts, self._width * backward + casts
+
+    def _embedding(self, shape: Shape) -> Compute:
+        size = self._width * shape.samples * self._job.seq_length / shape.cp * self._model.hidden_size
+        forward, backward = 3 * size / self._bandwidth, 4 * size / self._bandwidth
+        return Compute(self._launched(forward, 6), self._launched(backward, 6), 0.0)
+
+    def _head(self, shape: Shape) -> Compute:
+        model = self._model
+        tokens = shape.samples * self._job.seq_length / shape.cp
+        logits = tokens * model.vocab_size / shape.tp
+        gemm = _Gemm(tokens, model.vocab_size / shape.tp, model.hidden_size, quantized=False)
+        loss = self._runtime.loss_traffic * logits / self._bandwidth / 2
+        norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
+        forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
+        backward = self._gemm(gemm.m, gemm.k, gemm.n, gemm) + self._gemm(gemm.n, gemm.k, gemm.m, gemm, gradient=True)
+        return Compute(self._launched(forward, 16), self._launched(backward + loss + 3 * norm, 12), 0.0)
+
+    def _launched(self, gpu: float, kernels: float) -> float:
+        """GPU seconds, or the CPU's launches where they take longer; in between a smooth maximum."""
+        floor = kernels * self._efficiency.kernel_s
+        if not self._runtime.cuda_graphs:
+            floor = max(floor, kernels * self._efficiency.launch_s * self._runtime.launch_factor)
+        high, low = (gpu, floor) if gpu > floor else (floor, gpu)
+        return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM) if high else 0.0
+
+
+def attention_gemms(model: Model, tokens: float, tp: int) -> list[_Gemm]:
+    """The linear layers of attention on one rank, as (tokens, outputs, inputs)."""
+    hidden = model.hidden_size
+    mla = model.mla
+    if mla is None:
+        qkv = (model.q_width + 2 * model.kv_width) / tp
+        return [_Gemm(tokens, qkv, hidden), _Gemm(tokens, hidden, model.q_width / tp)]
+    q_width = model.num_heads * (mla.qk_nope_dim + mla.qk_rope_dim) / tp
+    kv_width = model.num_heads * (mla.qk_nope_dim + mla.v_dim) / tp
+    gemms = [_Gemm(tokens, q_width, hidden)]
+    if mla.q_lora_rank is not None:
+        gemms = [_Gemm(tokens, mla.q_lora_rank, hidden), _Gemm(tokens, q_width, mla.q_lora_rank)]
+    return [
+        *gemms,
+        _Gemm(tokens, mla.kv_lora_rank + mla.qk_rope_dim, hidden),
+        _Gemm(tokens, kv_width, mla.kv_lora_rank),
+        _Gemm(tokens, hidden, model.num_heads * mla.v_dim / tp),
+    ]
+
+
+def mlp_gemms(model: Model, tokens: float, tp: int, width: int) -> list[_Gemm]:
+    """The linear layers of a dense MLP on one rank."""
+    fan = 2 if model.gated_mlp else 1
+    return [_Gemm(tokens, fan * width / tp, model.hidden_size), _Gemm(tokens, model.hidden_size, width / tp)]
+
+
+def moe_gemms(model: Model, tokens: float, shape: Shape) -> list[_Gemm]:
+    """Router, grouped GEMMs of the local experts (balanced routing) and shared experts on one rank."""
+    moe = model.moe
+    if moe is None:
+        return []
+    local = moe.num_experts / shape.ep
+    rows = max(1.0, tokens * moe.top_k * shape.etp / shape.tp / local)
+    fan = 2 if model.gated_mlp else 1
+    width = moe.expert_ffn_size / shape.etp
+    gemms = [
+        _Gemm(tokens / shape.sp, moe.num_experts, model.hidden_size, quantized=False),
+        _Gemm(rows, fan * width, model.hidden_size, local),
+        _Gemm(rows, model.hidden_size, width, local),
+    ]
+    if moe.shared_ffn_size:
+        gemms += mlp_gemms(model, tokens, shape.tp, moe.shared_ffn_size)
+    return gemms
+
+
+def head_widths(model: Model) -> tuple[int, int]:
+    """Widths of one query-key head and of one value head."""
+    if model.mla is not None:
+        return model.mla.qk_nope_dim + model.mla.qk_rope_dim, model.mla.v_dim
+    return model.head_dim, model.head_dim
+
+
+def attended(layer: LayerType, seq: int) -> float:
+    """Query-key pairs of one causal sequence: s^2 / 2, or the band of a sliding window."""
+    window = min(layer.window or seq, seq)
+    return window * seq - window * window / 2
+
+
+def _peak(device: Device, dtype: DType) -> float:
+    return device.peak_flops.get(dtype) or max(device.peak_flops.values())
+
+
+def _half(device: Device, dtype: DType) -> DType:
+    """The 16-bit format of a job: its own, or for 8- and 4-bit jobs the wide format of attention and head."""
+    wanted = dtype if dtype in _HALF else DType.BF16
+    return next((d for d in (wanted, *_HALF, DType.FP32) if d in device.peak_flops), DType.FP32)

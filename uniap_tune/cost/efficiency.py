@@ -1,0 +1,98 @@
+"""Efficiency constants of the cost model: one small set for each GPU generation, read from ``data/efficiency``.
+
+A generation without a file of its own gets ``generic``, with a wider error band. Every number in those files cites
+its source or is marked [Empirical]; ``docs/explanation/accuracy.md`` shows how they were fitted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from uniap_tune.spec import Device, DType
+
+GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """How much of its nominal figures a GPU generation reaches in training.
+
+    Attributes:
+        generation: the file it came from.
+        gemm: fraction of peak FLOP/s of a large matrix multiplication, in the clock and power limits of training.
+        quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak.
+        gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
+        gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
+        memory: fraction of the nominal memory bandwidth that element-wise kernels reach.
+        flash: fraction of peak FLOP/s of fused attention, forward.
+        flash_backward: fraction of peak FLOP/s of fused attention, backward.
+        launch_s: CPU seconds to launch one kernel from Python.
+        kernel_s: shortest time of a kernel on the GPU.
+        link: fraction of a link's nominal bandwidth that collectives reach.
+        collective_latency_s: seconds a step of a collective adds to the link's latency.
+        tp_exposed: part of the tensor-parallel communication that the engine's overlap cannot hide.
+        dp_overlap: part of backward (forward) behind which gradient reduction (parameter gather) hides.
+        dp_exposed: part of data-parallel communication that slows compute even when hidden.
+        band: half-width of the 80% error band of a step time, as a fraction, from cross-validation.
+        memory_band: the same for memory.
+    """
+
+    generation: str
+    gemm: float
+    quantized: Mapping[DType, float]
+    gemm_wave_exponent: float
+    gemm_k_ramp: float
+    memory: float
+    flash: float
+    flash_backward: float
+    launch_s: float
+    kernel_s: float
+    link: float
+    collective_latency_s: float
+    tp_exposed: float
+    dp_overlap: float
+    dp_exposed: float
+    band: float
+    memory_band: float
+
+
+def efficiency_for(device: Device) -> Efficiency:
+    """The constants of a device's generation, or the generic ones."""
+    return load_efficiency(device.generation if device.generation in generations() else GENERIC)
+
+
+@cache
+def generations() -> frozenset[str]:
+    """Generations that have constants of their own."""
+    names = (entry.name for entry in _folder().iterdir())
+    return frozenset(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+@cache
+def load_efficiency(generation: str) -> Efficiency:
+    """Reads ``data/efficiency/<generation>.toml``; keys it leaves out are those of ``generic.toml``."""
+    values = _read(GENERIC)
+    own = _read(generation)
+    quantized = {**values.pop("quantized"), **own.pop("quantized", {})}
+    values.update(own)
+    known = {field.name for field in fields(Efficiency)}
+    numbers = {key: value for key, value in values.items() if key in known}
+    return Efficiency(
+        generation=generation,
+        quantized=MappingProxyType({DType(name): value for name, value in quantized.items()}),
+        **numbers,
+    )
+
+
+def _folder() -> Any:
+    return resources.files("uniap_tune.data") / "efficiency"
+
+
+def _read(generation: str) -> dict[str, Any]:
+    return tomllib.loads((_folder() / f"{generation}.toml").read_text(encoding="utf-8"))

@@ -1,0 +1,362 @@
+"""The cost model: what a layer costs under a strategy, in seconds and bytes. It prices the search and ``predict``.
+
+    A[u,k]  = forward + backward of ``layer_cost``        seconds a micro-batch
+    g[u,k]  = step of ``layer_cost``                      seconds once an optimizer step
+    M[u,k,i] = static + in_flight(i) * microbatch         bytes; a stage also needs its largest transient
+    R, R'   = ``reshard_seconds``, ``send_seconds``       seconds a micro-batch, forward and backward
+
+Computation is a roofline for every operator (:mod:`.compute`), communication is alpha-beta over the real placement of
+each group (:mod:`.comm`), bytes are counted tensor by tensor (:mod:`.memory`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniap_tune.cost.comm import Group, Network
+from uniap_tune.cost.compute import ComputeModel, Shape, attended, head_widths
+from uniap_tune.cost.efficiency import Efficiency, efficiency_for
+from uniap_tune.cost.layout import Move, move
+from uniap_tune.cost.memory import MemoryModel, Parameters
+from uniap_tune.cost.parts import (
+    ACTIVATIONS,
+    COMPUTE,
+    CP_COMM,
+    DP_COMM,
+    EP_COMM,
+    GRADIENTS,
+    OPTIMIZER,
+    OPTIMIZER_STATES,
+    PARAMETERS,
+    RECOMPUTE,
+    TP_COMM,
+    ZERO_COMM,
+    LayerCost,
+)
+from uniap_tune.cost.runtime import Runtime, default_runtime
+from uniap_tune.graph import LayerKind, LayerType, build_graph
+from uniap_tune.spec import Cluster, Job, Model, Recompute
+from uniap_tune.strategy import Capabilities, Layout, Strategy
+from uniap_tune.units import GIB, MIB
+from uniap_tune.weights import layer_parameters
+
+# CUDA context and loaded modules of a training process [Empirical].
+_CONTEXT_BYTES = 0.6 * GIB
+# NCCL allocates about this much for the channels of a communicator [Empirical]; Megatron makes about eight.
+_NCCL_BYTES = 8 * 128 * MIB
+# Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
+_FRAGMENTATION = 0.03
+# Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
+# clipping reads the gradient once more: 4 + 8 + 8 + 8 + 2 + 4.
+_OPTIMIZER_TRAFFIC = 34.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Communication:
+    """Exposed seconds of one micro-batch of a layer, forward and backward, by part."""
+
+    tp_forward: float
+    tp_backward: float
+    cp_forward: float
+    cp_backward: float
+    ep_forward: float
+    ep_backward: float
+
+
+class CostModel:
+    """Prices layers of one model, trained as one job says, on one cluster, by one engine.
+
+    Pure: equal questions get equal answers; results that many strategies share are cached on the instance.
+
+    Args:
+        model: what is trained.
+        cluster: where.
+        job: how.
+        capabilities: the engine's properties that cost time or memory.
+        runtime: how the engine executes; by default what its current release does.
+        efficiency: constants of the GPU; by default those of its generation.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cluster: Cluster,
+        job: Job,
+        capabilities: Capabilities,
+        *,
+        runtime: Runtime | None = None,
+        efficiency: Efficiency | None = None,
+    ) -> None:
+        self.model = model
+        self.cluster = cluster
+        self.job = job
+        self.capabilities = capabilities
+        self.runtime = runtime or default_runtime(capabilities)
+        self.efficiency = efficiency or efficiency_for(cluster.device)
+        self._network = Network(cluster, self.efficiency)
+        self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
+        self._memory = MemoryModel(model, job, capabilities, self.runtime)
+        self._width = job.precision.param_bytes
+        self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
+        self._comm_cache: dict[tuple[LayerType, Shape], _Communication] = {}
+        self._moves: dict[tuple[Layout, Layout], Move] = {}
+        self._tied_embedding = model.tied_embeddings
+
+    # ---- layers -------------------------------------------------------------------------------------------------
+
+    def layer_cost(
+        self, layer: LayerType, strategy: Strategy, *, samples: int, pp: int, num_microbatches: int
+    ) -> LayerCost:
+        """Seconds and bytes of one layer on the fullest device of its stage.
+
+        Args:
+            layer: the layer's type.
+            strategy: how it is spread over the stage's devices.
+            samples: samples of one micro-batch on one data-parallel replica.
+            pp: pipeline stages; a tied head has its own copy of the embedding when there are several.
+            num_microbatches: micro-batches of a step.
+        """
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        shape = Shape(strategy.tp, strategy.cp, strategy.ep, strategy.etp, sp, samples)
+        compute = self._compute.layer(layer, shape)
+        comm = self._communication(layer, shape)
+        parameters = self._memory.parameters(layer, strategy, shares_embedding=self._tied_embedding and pp == 1)
+        forward_s = {COMPUTE: compute.forward, TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward}
+        backward_s = {COMPUTE: compute.backward, TP_COMM: comm.tp_backward, CP_COMM: comm.cp_backward}
+        if comm.ep_forward:
+            forward_s[EP_COMM], backward_s[EP_COMM] = comm.ep_forward, comm.ep_backward
+        if layer.kind is LayerKind.BLOCK and strategy.recompute is not Recompute.NONE:
+            if strategy.recompute is Recompute.FULL:
+                backward_s[RECOMPUTE] = compute.forward
+                backward_s[TP_COMM] += comm.tp_forward
+                backward_s[CP_COMM] += comm.cp_forward
+                if comm.ep_forward:
+                    backward_s[EP_COMM] += comm.ep_forward
+            else:
+                backward_s[RECOMPUTE] = compute.core
+        self._add_zero(forward_s, backward_s, parameters, strategy, num_microbatches)
+        return self._with_bytes(layer, strategy, samples, pp, parameters, forward_s, backward_s, num_microbatches)
+
+    def _with_bytes(
+        self,
+        layer: LayerType,
+        strategy: Strategy,
+        samples: int,
+        pp: int,
+        parameters: Parameters,
+        forward_s: dict[str, float],
+        backward_s: dict[str, float],
+        num_microbatches: int,
+    ) -> LayerCost:
+        states = self._memory.states(parameters, strategy)
+        activations = self._memory.activations(layer, strategy, samples)
+        transient = activations.transient + self._transient(layer, parameters, strategy, samples, pp)
+        return LayerCost(
+            forward_s=forward_s,
+            backward_s=backward_s,
+            step_s=self._step(
+                parameters, strategy, sum(forward_s.values()), sum(backward_s.values()), num_microbatches
+            ),
+            static_bytes={
+                PARAMETERS: states.parameters,
+                GRADIENTS: states.gradients,
+                OPTIMIZER_STATES: states.optimizer,
+            },
+            microbatch_bytes={ACTIVATIONS: activations.kept},
+            transient_bytes=transient,
+            step_bytes=states.step,
+        )
+
+    def _transient(self, layer: LayerType, parameters: Parameters, strategy: Strategy, samples: int, pp: int) -> float:
+        """Bytes while the layer runs: a weight gradient before it is accumulated, gathered ZeRO-3 parameters and
+        the gradient to be scattered, receive and send buffers at a stage's border (3.4 tensors [Empirical])."""
+        width = self._width
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        border = width * samples * self.job.seq_length / strategy.cp * self.model.hidden_size / sp
+        buffers = 3.4 * border if pp > 1 else 0.0
+        gradient = width * parameters.total if layer.kind is LayerKind.BLOCK else 0.0
+        gathered = 0.0
+        if strategy.zero >= 3 and strategy.dp * strategy.cp > 1:
+            gathered = 2 * width * parameters.total  # this layer and the next, prefetched
+        if strategy.zero >= 2 and strategy.dp * strategy.cp > 1:
+            gathered += self._memory.gradient_bytes * parameters.total
+        return buffers + gradient + gathered
+
+    # ---- communication ------------------------------------------------------------------------------------------
+
+    def _communication(self, layer: LayerType, shape: Shape) -> _Communication:
+        key = (layer, shape)
+        found = self._comm_cache.get(key)
+        if found is None:
+            found = self._comm_cache[key] = self._price_communication(layer, shape)
+        return found
+
+    def _price_communication(self, layer: LayerType, shape: Shape) -> _Communication:
+        """Tensor parallelism: two all-reduces (with sequence parallelism their halves) each way, arXiv 1909.08053
+        section 3; the embedding and the head have one. Context parallelism: a ring of keys and values behind the
+        attention core. Experts: dispatch and combine, each an all-to-all."""
+        tokens = shape.samples * self.job.seq_length / shape.cp
+        border = self._width * tokens * self.model.hidden_size
+        reduce = self._network.all_reduce(border, Group(shape.tp, 1))
+        if layer.kind is LayerKind.EMBEDDING:
+            half = reduce / 2
+            return _Communication(half if shape.sp > 1 else reduce, half if shape.sp > 1 else 0.0, 0, 0, 0, 0)
+        if layer.kind is LayerKind.HEAD:
+            half = reduce / 2
+            return _Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
+        tensor = 2 * reduce * self.efficiency.tp_exposed
+        cp_forward, cp_backward = self._ring(layer, shape)
+        expert = 0.0
+        moe = self.model.moe
+        if layer.moe and moe is not None and shape.ep > 1:
+            routed = border * moe.top_k * shape.etp / shape.tp
+            expert = 2 * self._network.all_to_all(routed, Group(shape.ep, shape.etp))
+        return _Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
+
+    def _ring(self, layer: LayerType, shape: Shape) -> tuple[float, float]:
+        """Exposed seconds of the ring exchange of keys and values (arXiv 2310.01889), hidden behind the core."""
+        if shape.cp == 1:
+            return 0.0, 0.0
+        head, value = head_widths(self.model)
+        heads = self.model.num_heads if self.model.mla is not None else self.model.num_kv_heads
+        tokens = shape.samples * self.job.seq_length / shape.cp
+        chunk = self._width * tokens * heads * (head + value) / shape.tp
+        group = Group(shape.cp, shape.tp)
+        transfer = self._network.all_gather(chunk * shape.cp, group)
+        core = self._compute.layer(layer, shape).core
+        hidden = (shape.cp - 1) / shape.cp * core
+        # backward sends keys and values again and returns their gradients
+        return max(0.0, transfer - hidden), max(0.0, 2 * transfer - 2.5 * hidden)
+
+    def _add_zero(
+        self,
+        forward_s: dict[str, float],
+        backward_s: dict[str, float],
+        parameters: Parameters,
+        strategy: Strategy,
+        num_microbatches: int,
+    ) -> None:
+        """What sharding costs every micro-batch: ZeRO-3 gathers parameters forward and backward; ZeRO-2 and 3
+        scatter gradients (the last micro-batch of ZeRO-2 is in the step)."""
+        if strategy.zero < 2 or strategy.dp * strategy.cp == 1:
+            return
+        scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
+        if strategy.zero == 2:
+            every = (num_microbatches - 1) / num_microbatches
+            backward_s[ZERO_COMM] = every * self._exposed(scatter, sum(backward_s.values()))
+            return
+        gather = self._data_parallel(parameters, strategy, self._width)
+        forward_s[ZERO_COMM] = self._exposed(gather, sum(forward_s.values()))
+        backward_s[ZERO_COMM] = self._exposed(gather + scatter, sum(backward_s.values()))
+
+    def _data_parallel(self, parameters: Parameters, strategy: Strategy, width: int) -> float:
+        """Seconds to gather (or reduce-scatter) ``width`` bytes of every parameter of a layer over its replicas."""
+        seconds = self._network.all_gather(width * parameters.dense, Group(strategy.dp * strategy.cp, strategy.tp))
+        if parameters.expert:
+            grid = strategy.ep * strategy.etp
+            size = max(1, strategy.num_devices // grid)
+            seconds += self._network.all_gather(width * parameters.expert, Group(size, grid))
+        return seconds
+
+    def _exposed(self, communication: float, compute: float) -> float:
+        """What is left of communication that overlaps with ``compute`` seconds."""
+        efficiency = self.efficiency
+        hidden = efficiency.dp_overlap * compute
+        return max(0.0, communication - hidden) + efficiency.dp_exposed * min(communication, hidden)
+
+    def _step(
+        self, parameters: Parameters, strategy: Strategy, forward: float, backward: float, num_microbatches: int
+    ) -> dict[str, float]:
+        """Seconds once a step: gradient reduction, parameter gather, optimizer."""
+        seconds: dict[str, float] = {}
+        shard = strategy.dp * strategy.cp
+        if shard > 1 and strategy.zero < 3:
+            scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
+            gather = self._data_parallel(parameters, strategy, self._width)
+            if strategy.zero == 0:
+                scatter, gather = 2 * scatter, 0.0
+            if self.capabilities.overlap_gradient_reduce:
+                scatter = self._exposed(scatter, backward)
+            if self.capabilities.overlap_param_gather:
+                gather = self._exposed(gather, forward)
+            if strategy.zero == 2:
+                scatter /= num_microbatches
+            seconds[DP_COMM] = scatter + gather
+        updated = parameters.total
+        if strategy.zero >= 1:
+            replicas = max(1, strategy.num_devices // (strategy.ep * strategy.etp))
+            updated = parameters.dense / shard + parameters.expert / replicas
+        cleared = self._memory.gradient_bytes * parameters.total
+        seconds[OPTIMIZER] = (_OPTIMIZER_TRAFFIC * updated + cleared) / self._bandwidth
+        return seconds
+
+    # ---- edges --------------------------------------------------------------------------------------------------
+
+    def reshard_seconds(self, source: Layout, target: Layout, *, microbatch: int, pp: int) -> float:  # noqa: ARG002
+        """Seconds to re-shard activations between neighbouring layers of one stage, forward and backward.
+
+        A metric over the layouts of a stage: zero for equal layouts, symmetric, and never longer than a detour,
+        because each of its terms is (see :mod:`.layout`); bandwidths do not depend on the layouts.
+
+        Args:
+            source: layout of the earlier layer.
+            target: layout of the later layer.
+            microbatch: samples of a micro-batch over all replicas.
+            pp: pipeline stages; stages are whole blocks of ranks, so that it changes nothing here.
+        """
+        if source == target:
+            return 0.0
+        key = (source, target)
+        found = self._moves.get(key)
+        if found is None:
+            found = self._moves[key] = move(source, target, self._network.domain)
+        network = self._network
+        size = self._width * microbatch * self.job.seq_length * self.model.hidden_size
+        seconds = found.rank * size * network.intra_seconds_per_byte
+        # all devices of a domain share its way out
+        seconds += found.domain * size / network.domain * network.inter_seconds_per_byte
+        return seconds + 2 * network.latency
+
+    def send_seconds(self, source: Layout, target: Layout, *, microbatch: int, pp: int) -> float:
+        """Seconds to send activations to the next stage and their gradients back.
+
+        Each device sends its shard of the border tensor to the device W / pp ranks away (Megatron sends 1/tp of it
+        and gathers it over tp at the other end, arXiv 2104.04473 section 4.1); other layouts re-shard there.
+        """
+        if pp == 1:
+            return 0.0
+        stride = max(1, self.cluster.num_devices // pp)
+        whole = self._width * microbatch * self.job.seq_length * self.model.hidden_size / (source.dp * source.cp)
+        seconds = self._network.send(whole / source.tp, stride)
+        if not source.sequence_parallel:
+            seconds += self._network.all_gather(whole, Group(source.tp, 1))
+        return 2 * seconds + self.reshard_seconds(source, target, microbatch=microbatch, pp=pp)
+
+    # ---- whole job ----------------------------------------------------------------------------------------------
+
+    def reserved_bytes(self) -> float:
+        """Bytes of a device that a plan must leave free besides the layers': CUDA context, NCCL, fragmentation."""
+        return _CONTEXT_BYTES + _NCCL_BYTES + _FRAGMENTATION * self.cluster.device.memory_bytes
+
+    def step_flops(self) -> float:
+        """Model FLOPs of one optimizer step: 6 for each parameter of a matrix and token, and attention (causal:
+        half of s^2), without recomputation (arXiv 2104.04473 equation 3, appendix)."""
+        model, job = self.model, self.job
+        tokens = job.global_batch * job.seq_length
+        head, value = head_widths(model)
+        flops = 0.0
+        for layer in build_graph(model).layers:
+            if layer.type.kind is LayerKind.BLOCK:
+                flops += 6 * tokens * self._active_parameters(layer.type)
+                flops += 6 * job.global_batch * attended(layer.type, job.seq_length) * model.num_heads * (head + value)
+        return flops + 6 * tokens * model.vocab_size * model.hidden_size
+
+    def _active_parameters(self, layer: LayerType) -> float:
+        """Parameters a token passes through."""
+        total = float(layer_parameters(self.model, layer))
+        moe = self.model.moe
+        if layer.moe and moe is not None:
+            fan = 3 if self.model.gated_mlp else 2
+            idle = moe.num_experts - moe.top_k
+            total -= idle * fan * moe.expert_ffn_size * self.model.hidden_size
+        return total

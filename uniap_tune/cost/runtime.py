@@ -1,0 +1,37 @@
+"""Properties of the training software that neither the model nor the hardware determines.
+
+A plan assumes what its target's current release does by default; a record of somebody's run may say otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniap_tune.strategy import Capabilities, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """How the engine executes a step.
+
+    Attributes:
+        cuda_graphs: kernels are replayed from CUDA graphs, so launching them costs no CPU time.
+        launch_factor: CPU time of a kernel launch relative to a current Megatron-core layer.
+        loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
+            cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
+        loss_traffic: bytes a logit moves through memory, forward and backward.
+        vocab_multiple: the vocabulary is padded to a multiple of this times tp (Megatron: 128); 1: not padded.
+    """
+
+    cuda_graphs: bool = False
+    launch_factor: float = 1.0
+    loss_bytes: float = 6.0
+    loss_traffic: float = 29.0
+    vocab_multiple: int = 128
+
+
+def default_runtime(capabilities: Capabilities) -> Runtime:
+    """What a target's current release does by default."""
+    if capabilities.target is Target.DEEPSPEED:
+        return Runtime(vocab_multiple=1)
+    return Runtime()
