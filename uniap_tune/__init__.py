@@ -1,0 +1,3 @@
+"""Automatic parallelism planning for LLM training."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,251 @@
+r"""Lower bounds on stages and whole plans, without building a single stage.
+
+For any multiplier lambda >= 0 on the memory of a stage and any weight omega on once-a-step time, a stage of
+layers [a, b) with micro-batch seconds p and once-a-step seconds G satisfies (weak duality; re-sharding and
+transient memory are >= 0 and left out)
+
+    p + omega G  >=  sum_u min_k (A[u,k] + omega g[u,k] + lambda m[u,k])  -  lambda * limit,
+
+a difference of prefix sums, so all intervals cost one subtraction each. Three weights are used, since
+TPI >= rest + p + (c - 1) max(T, p) + max(H, G) for the rest of the plan and bounds T, H on the two maxima:
+
+    omega = 0     p + (c - 1) max(T, p) + H  <=  what the rest leaves
+    omega = 1/c   c (p + G / c)              <=  what the rest leaves
+    omega = 1     p + G + (c - 1) T          <=  what the rest leaves
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniap_tune.problem import BoolArray, FloatArray, IntArray, LayerTable, LeadingRule, Problem
+
+# Multipliers tried for each in-flight count: hull slopes of the layers' (memory, time) points, thinned to this many.
+_MAX_MULTIPLIERS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class StageBounds:
+    """Bounds of all stages with one in-flight count.
+
+    Attributes:
+        multipliers: [Z] lambda.
+        prefix: [W, Z, n + 1] prefix sums of the reduced costs for each weight (leading layers left out).
+        lower: [W, n + 1, n + 1] bounds on p + omega G of the stage [a, b); inf where it cannot fit or b <= a.
+        leanest: [n + 1] prefix sums of the layers' least bytes.
+    """
+
+    multipliers: FloatArray
+    prefix: FloatArray
+    lower: FloatArray
+    leanest: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class ChainBounds:
+    """Bounds of a chain problem.
+
+    Attributes:
+        weights: [W] omega.
+        stages: for each stage its :class:`StageBounds` (shared between equal in-flight counts).
+        link: [n + 1] least seconds of the link before layer b (0 at both ends).
+        forward: [N + 1, n + 1] least seconds of stages and links before stage i when it begins at layer a,
+            the link into it included.
+        backward: [N + 1, n + 1] least seconds of stages i.. and links when stage i begins at layer a.
+        slowest: bound on the slowest stage or link.
+        once: bound on the largest once-a-step time.
+        total: bound on TPI.
+    """
+
+    weights: FloatArray
+    stages: tuple[StageBounds, ...]
+    link: FloatArray
+    forward: FloatArray
+    backward: FloatArray
+    slowest: float
+    once: float
+    total: float
+
+    def through(self, stage: int, c: int) -> FloatArray:
+        """[n + 1, n + 1] bound on the TPI of every plan in which ``stage`` holds layers [a, b)."""
+        rest = self.forward[stage][:, None] + (self.link + self.backward[stage + 1])[None, :]
+        p, joint, both = self.lower_of(stage)
+        repeated = (c - 1) * np.maximum(p, self.slowest) if c > 1 else 0.0  # p may be infinite
+        best: FloatArray = rest + p + repeated + self.once
+        best = np.maximum(best, rest + c * joint)
+        return np.maximum(best, rest + both + (c - 1) * self.slowest)
+
+    def lower_of(self, stage: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Stage bounds for omega = 0, 1/c, 1 (the last two are the first without once-a-step times)."""
+        lower = self.stages[stage].lower
+        return (lower[0], lower[1], lower[2]) if len(lower) == 3 else (lower[0], lower[0], lower[0])
+
+
+def chain_bounds(problem: Problem) -> ChainBounds:
+    """All bounds of a chain; O(N n^2) numpy work."""
+    c = problem.num_microbatches
+    has_once = any(table.step_time_s.any() for table in problem.layers)
+    weights = np.array([0.0, 1.0 / c, 1.0]) if has_once else np.zeros(1)
+    by_flight: dict[int, StageBounds] = {}
+    for i in range(problem.num_stages):
+        flight = problem.in_flight(i)
+        if flight not in by_flight:
+            by_flight[flight] = _stage_bounds(problem, flight, weights)
+    stages = tuple(by_flight[problem.in_flight(i)] for i in range(problem.num_stages))
+    link = np.zeros(problem.num_layers + 1)
+    for u, edge in problem.chain_edges.items():
+        link[u + 1] = edge.send_s.min()
+    lowers = [s.lower[0] for s in stages]
+    forward = _forward(lowers, link)
+    backward = _backward(lowers, link)
+    slowest = _bottleneck(lowers, link)
+    once = _bottleneck([_least_once(problem, s) for s in stages], np.zeros_like(link)) if has_once else 0.0
+    total = float(backward[0, 0]) + (c - 1) * slowest + once if np.isfinite(backward[0, 0]) else float("inf")
+    partial = ChainBounds(weights, stages, link, forward, backward, slowest, once, total)
+    for i in range(problem.num_stages):  # every plan passes through some interval of every stage
+        total = max(total, float(partial.through(i, c).min()))
+    return ChainBounds(weights, stages, link, forward, backward, slowest, once, total)
+
+
+def _least_once(problem: Problem, stage: StageBounds) -> FloatArray:
+    """[n + 1, n + 1] the sum of the layers' least g, with memory and the leading rule left out."""
+    least = np.concatenate([[0.0], np.cumsum([float(t.step_time_s.min()) for t in problem.layers])])
+    return np.where(np.isfinite(stage.lower[0]), least[None, :] - least[:, None], np.inf)
+
+
+def _stage_bounds(problem: Problem, flight: int, weights: FloatArray) -> StageBounds:
+    n, limit = problem.num_layers, problem.memory_limit_bytes
+    bytes_of = {id(t): t.bytes_in_flight(flight) for t in problem.layers}
+    multipliers = _multipliers(problem, bytes_of)
+    rest = _prefix_sums(problem, bytes_of, weights, multipliers, leading=False)
+    if problem.leading is None:
+        interval = rest.reduced[:, :, None, :] - rest.reduced[:, :, :, None]
+        need = rest.leanest[None, :] - rest.leanest[:, None]
+        possible = np.triu(np.ones((n + 1, n + 1), dtype=np.bool_), 1)
+    else:
+        lead = _prefix_sums(problem, bytes_of, weights, multipliers, leading=True)
+        turn = _turns(problem, problem.leading)  # [n + 1, n + 1]: where the leading part of [a, b) ends
+        first = np.arange(n + 1)[:, None]
+
+        def both(of_lead: FloatArray, of_rest: FloatArray) -> FloatArray:
+            return of_lead[..., turn] - of_lead[..., first] + of_rest[..., None, :] - of_rest[..., turn]
+
+        interval = both(lead.reduced, rest.reduced)
+        need = both(lead.leanest, rest.leanest)
+        possible = np.triu(both(lead.impossible, rest.impossible) == 0, 1)
+    lower = (interval - (multipliers * limit)[None, :, None, None]).max(axis=1)
+    fits = possible & (need <= limit * (1 + 1e-9))
+    return StageBounds(multipliers, rest.reduced, np.where(fits[None], np.maximum(lower, 0.0), np.inf), rest.leanest)
+
+
+@dataclass(frozen=True, eq=False)
+class _PrefixSums:
+    """Over layers, for leading layers or all others: reduced costs [W, Z, n + 1], least bytes [n + 1], and the number of layers without a usable strategy [n + 1]."""
+
+    reduced: FloatArray
+    leanest: FloatArray
+    impossible: FloatArray
+
+
+def _prefix_sums(
+    problem: Problem, bytes_of: dict[int, FloatArray], weights: FloatArray, multipliers: FloatArray, *, leading: bool
+) -> _PrefixSums:
+    n, rule = problem.num_layers, problem.leading
+    sums = _PrefixSums(np.zeros((len(weights), len(multipliers), n + 1)), np.zeros(n + 1), np.zeros(n + 1))
+    cache: dict[tuple[int, int | None], tuple[FloatArray, float] | None] = {}
+    for u, table in enumerate(problem.layers):
+        marks = rule.leading[u] if rule is not None and rule.counted[u] else None
+        key = (id(table), None if marks is None else id(marks))
+        if key not in cache:
+            usable = np.ones(table.num_strategies, dtype=np.bool_) if marks is None else marks == leading
+            cache[key] = _least(table, bytes_of[id(table)], weights, multipliers, usable)
+        found = cache[key]
+        reduced, least = found if found is not None else (0.0, 0.0)
+        sums.reduced[:, :, u + 1] = sums.reduced[:, :, u] + reduced
+        sums.leanest[u + 1] = sums.leanest[u] + least
+        sums.impossible[u + 1] = sums.impossible[u] + (found is None)
+    return sums
+
+
+def _least(
+    table: LayerTable, held: FloatArray, weights: FloatArray, multipliers: FloatArray, usable: BoolArray
+) -> tuple[FloatArray, float] | None:
+    """[W, Z] least reduced cost and the least bytes of a layer; ``None`` if no strategy is usable."""
+    if not usable.any():
+        return None
+    time, once, held = table.time_s[usable], table.step_time_s[usable], held[usable]
+    base = time + weights[:, None] * once  # [W, K]
+    reduced = (base[:, None, :] + multipliers[None, :, None] * held).min(axis=2)
+    return reduced, float(held.min())
+
+
+def _turns(problem: Problem, rule: LeadingRule) -> IntArray:
+    """[n + 1, n + 1] first layer of [a, b) that is not among its ``count`` leading counted layers (b if none)."""
+    n = problem.num_layers
+    counted = np.flatnonzero(rule.counted)
+    ends = np.full(n + 1, n, dtype=np.int64)
+    for a in range(n):
+        place = np.searchsorted(counted, a) + rule.count
+        ends[a] = counted[place] if place < len(counted) else n
+    return np.minimum(ends[:, None], np.arange(n + 1)[None, :]).clip(min=np.arange(n + 1)[:, None])
+
+
+def _multipliers(problem: Problem, bytes_of: dict[int, FloatArray]) -> FloatArray:
+    """Slopes of the lower hulls of the layers' (bytes, seconds) points: the breakpoints of the dual function."""
+    slopes = {0.0}
+    for table in {id(t): t for t in problem.layers}.values():
+        slopes |= _hull_slopes(bytes_of[id(table)], table.time_s)
+    ordered = np.array(sorted(slopes))
+    if len(ordered) > _MAX_MULTIPLIERS:
+        picks = np.unique(np.linspace(0, len(ordered) - 1, _MAX_MULTIPLIERS).round().astype(int))
+        ordered = ordered[picks]
+    return ordered
+
+
+def _hull_slopes(size: FloatArray, time: FloatArray) -> set[float]:
+    """-d(time)/d(bytes) along the lower convex hull, where it falls."""
+    order = np.lexsort((time, size))
+    hull: list[tuple[float, float]] = []
+    for x, y in zip(size[order].tolist(), time[order].tolist(), strict=True):
+        if hull and (x == hull[-1][0] or y >= min(p[1] for p in hull)):
+            continue
+        while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    return {(p[1] - q[1]) / (q[0] - p[0]) for p, q in zip(hull, hull[1:], strict=False)}
+
+
+def _forward(lowers: list[FloatArray], link: FloatArray) -> FloatArray:
+    n = len(link) - 1
+    result = np.full((len(lowers) + 1, n + 1), np.inf)
+    result[0, 0] = 0.0
+    for i, lower in enumerate(lowers):
+        result[i + 1] = (result[i][:, None] + lower).min(axis=0) + link
+    return result
+
+
+def _backward(lowers: list[FloatArray], link: FloatArray) -> FloatArray:
+    n = len(link) - 1
+    result = np.full((len(lowers) + 1, n + 1), np.inf)
+    result[-1, n] = 0.0
+    for i in range(len(lowers) - 1, -1, -1):
+        after = result[i + 1] + (link if i + 1 < len(lowers) else 0.0)
+        result[i] = (lowers[i] + after[None, :]).min(axis=1)
+    # the link into stage i belongs to ``forward``; the links after it are inside
+    return result
+
+
+def _bottleneck(lowers: list[FloatArray], link: FloatArray) -> float:
+    """Least possible maximum over stages (and links between them); 0 when nothing fits at all."""
+    n = len(link) - 1
+    reach = np.full(n + 1, np.inf)
+    reach[0] = 0.0
+    for i, lower in enumerate(lowers):
+        reach = np.maximum(reach[:, None], lower).min(axis=0)
+        if i + 1 < len(lowers):
+            reach = np.maximum(reach, link)
+    return float(reach[n]) if np.isfinite(reach[n]) else 0.0

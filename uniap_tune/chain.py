@@ -1,0 +1,249 @@
+"""The exact solver for chains: bounds, stage columns, and a search over budgets.
+
+A round takes a *budget* B on the TPI, builds the columns of every interval whose bound is under B, and finds the
+best plan over them. It either returns the optimum (every plan better than B is made of those columns) or proves
+that no plan is under B. Budgets grow geometrically from the lower bound, so that the work is dominated by the
+last round, and a round with the budget just above the optimum keeps label sets small. An incumbent from
+elsewhere ends the search as soon as the budget reaches it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniap_tune.bounds import ChainBounds, chain_bounds
+from uniap_tune.columns import BUDGET_SLACK, Column, ColumnBuilder, Deadline, DeadlineError
+from uniap_tune.pareto import pareto
+from uniap_tune.problem import (
+    Assignment,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Problem,
+    Solution,
+    Status,
+    evaluate,
+    infeasible,
+)
+
+SOLVER = "columns"
+_FIRST_STEP = 2e-3  # the first budget is this far above the lower bound
+_STEP_GROWTH = 4.0
+_LAST_STEP = 0.5  # beyond it the budget is infinite
+_BEAM = 16
+
+
+def solve_chain(
+    problem: Problem,
+    *,
+    cutoff: float = math.inf,
+    deadline: Deadline | None = None,
+    bounds: ChainBounds | None = None,
+) -> Solution:
+    """The optimum of a chain.
+
+    Args:
+        cutoff: seconds; a plan with a TPI above it is of no interest. If there is none below, the answer is
+            ``limit`` without an assignment and ``bound_s >= cutoff``.
+        deadline: when to stop with what there is.
+        bounds: ``chain_bounds(problem)`` if it is known already.
+
+    Raises:
+        ValueError: if the problem is no chain.
+    """
+    if not problem.is_chain:
+        raise ValueError("solve_chain: the graph has skip edges; use the per-layer formulation")
+    deadline = deadline or Deadline()
+    if problem.num_stages > problem.num_layers:
+        return infeasible(SOLVER)
+    bounds = bounds or chain_bounds(problem)
+    if math.isinf(bounds.total):
+        return infeasible(SOLVER)
+    builder = ColumnBuilder(problem, bounds)
+    lower, step = bounds.total, _FIRST_STEP
+    try:
+        while lower < cutoff:
+            budget = lower * (1 + step) if step <= _LAST_STEP else math.inf
+            budget = min(budget, cutoff)
+            found = _round(problem, bounds, builder, budget, deadline)
+            if found is not None:
+                value = evaluate(problem, found).objective_s
+                return Solution(Status.OPTIMAL, found, value, value, SOLVER)
+            if math.isinf(budget):
+                return infeasible(SOLVER)
+            lower, step = max(lower, budget), step * _STEP_GROWTH
+    except DeadlineError:
+        plan = heuristic_plan(problem, bounds, builder)
+        value = evaluate(problem, plan).objective_s if plan is not None else math.inf
+        return Solution(Status.LIMIT, plan, value, min(lower, value), SOLVER)
+    return Solution(Status.LIMIT, None, math.inf, lower, SOLVER)
+
+
+def heuristic_plan(problem: Problem, bounds: ChainBounds, builder: ColumnBuilder) -> Assignment | None:
+    """A plan without proof: the cuts of the bounds' shortest path, strategies by a beam. ``None`` if that fails."""
+    cuts = _bound_cuts(bounds)
+    allowed = []
+    for i in range(problem.num_stages):
+        mask = np.zeros_like(bounds.stages[i].lower[0], dtype=np.bool_)
+        mask[cuts[i], cuts[i + 1]] = True
+        allowed.append(mask)
+    columns = builder.build(allowed, math.inf, Deadline(), beam=_BEAM)
+    return best_over(problem, bounds, columns, math.inf, Deadline())
+
+
+def budget_columns(
+    problem: Problem, bounds: ChainBounds, budget: float, deadline: Deadline
+) -> list[list[Column]] | None:
+    """All columns a plan with TPI <= budget can be made of; ``None`` if some stage has none."""
+    return _columns(problem, bounds, ColumnBuilder(problem, bounds), budget, deadline)
+
+
+def _columns(
+    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, budget: float, deadline: Deadline
+) -> list[list[Column]] | None:
+    c = problem.num_microbatches
+    allowed: list[BoolArray] = []
+    for i in range(problem.num_stages):
+        through = bounds.through(i, c)
+        mask = np.isfinite(through) & (through <= budget * (1 + BUDGET_SLACK))
+        if not mask.any():
+            return None
+        allowed.append(mask)
+    columns = builder.build(allowed, budget, deadline)
+    return columns if all(columns) else None
+
+
+def _round(
+    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, budget: float, deadline: Deadline
+) -> Assignment | None:
+    columns = _columns(problem, bounds, builder, budget, deadline)
+    return None if columns is None else best_over(problem, bounds, columns, budget, deadline)
+
+
+def _bound_cuts(bounds: ChainBounds) -> list[int]:
+    """First layer of each stage (and the end) along the shortest path of the bounds."""
+    n = bounds.backward.shape[1] - 1
+    cuts = [0]
+    for i in range(len(bounds.stages)):
+        lower = bounds.stages[i].lower[0][cuts[-1]]
+        after = bounds.backward[i + 1] + (bounds.link if i + 1 < len(bounds.stages) else 0.0)
+        # the bound on the slowest stage decides between equal sums, so that cuts come out balanced
+        score = lower + after + (len(bounds.stages) > 1) * np.maximum(lower - bounds.slowest, 0.0) * n
+        cuts.append(int(np.argmin(score)))
+    return cuts
+
+
+# -- the joint choice of columns ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _States:
+    """Partial plans that end before one layer: sum, slowest, once-a-step seconds and the layout class left in."""
+
+    total: FloatArray
+    slowest: FloatArray
+    once: FloatArray
+    leave: IntArray
+    parent: IntArray  # index into the states of ``came_from``
+    came_from: IntArray  # first layer of the stage
+    column: IntArray  # index of the column among the stage's
+    label: IntArray  # index within the column
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def take(self, index: IntArray | BoolArray) -> _States:
+        return _States(*(getattr(self, name)[index] for name in self.__slots__))
+
+
+def best_over(
+    problem: Problem, bounds: ChainBounds, columns: list[list[Column]], budget: float, deadline: Deadline
+) -> Assignment | None:
+    """The best plan made of these columns with TPI <= budget, ``None`` if there is none.
+
+    Label setting over stages on (sum, slowest, once a step); the two maxima are clamped to their lower bounds,
+    below which they cannot matter.
+    """
+    c = problem.num_microbatches
+    rest = _rest(problem, columns, budget)
+    one, zero = np.zeros(1), np.zeros(1, dtype=np.int64)
+    start = _States(one, one + bounds.slowest, one + bounds.once, zero, zero, zero, zero, zero)
+    levels: list[dict[int, _States]] = [{0: start}]
+    for i, stage_columns in enumerate(columns):
+        deadline.check()
+        into: dict[int, list[_States]] = {}
+        for index, column in enumerate(stage_columns):
+            states = levels[-1].get(column.first)
+            if states is not None and len(states):
+                into.setdefault(column.last, []).append(_join(problem, bounds, states, column, index))
+        level: dict[int, _States] = {}
+        for b, parts in into.items():
+            states = _concatenate(parts)
+            value = states.total + (c - 1) * states.slowest + states.once + rest[i + 1][b]
+            states = states.take(value <= budget * (1 + BUDGET_SLACK))
+            criteria = np.stack([states.total, states.slowest, states.once], axis=1)
+            level[b] = states.take(pareto(criteria, states.leave))
+        levels.append(level)
+    final = levels[-1].get(problem.num_layers)
+    if final is None or not len(final):
+        return None
+    value = final.total + (c - 1) * final.slowest + final.once
+    return _trace(problem, columns, levels, int(np.argmin(value)))
+
+
+def _rest(problem: Problem, columns: list[list[Column]], budget: float) -> list[FloatArray]:
+    """[N + 1][n + 1] least seconds of all that follows, from the columns themselves."""
+    n = problem.num_layers
+    link = np.zeros(n + 1)
+    for u, edge in problem.chain_edges.items():
+        link[u + 1] = edge.send_s.min()
+    rest = [np.full(n + 1, np.inf) for _ in range(len(columns) + 1)]
+    rest[-1][n] = 0.0
+    for i in range(len(columns) - 1, -1, -1):
+        for column in columns[i]:
+            after = rest[i + 1][column.last] + link[column.last]
+            rest[i][column.first] = min(rest[i][column.first], float(column.t.min()) + after)
+    return [r + (link if 0 < i < len(columns) else 0.0) for i, r in enumerate(rest)]
+
+
+def _join(problem: Problem, bounds: ChainBounds, states: _States, column: Column, index: int) -> _States:
+    """Every state with every label of a column behind it."""
+    edge = problem.chain_edges.get(column.first - 1)
+    send = edge.send_s[states.leave[:, None], column.entry[None, :]] if edge is not None else np.zeros((1, 1))
+    send = np.broadcast_to(send, (len(states), len(column.t)))
+    rows, labels = np.divmod(np.arange(send.size), len(column.t))
+    return _States(
+        (states.total[:, None] + send + column.t[None, :]).ravel(),
+        np.maximum(states.slowest[:, None], np.maximum(send, column.t[None, :])).ravel(),
+        np.maximum(states.once[:, None], column.g[None, :]).ravel(),
+        column.exit[labels],
+        rows,
+        np.full(send.size, column.first),
+        np.full(send.size, index),
+        labels,
+    )
+
+
+def _concatenate(parts: list[_States]) -> _States:
+    if len(parts) == 1:
+        return parts[0]
+    return _States(*(np.concatenate([getattr(p, name) for p in parts]) for name in _States.__slots__))
+
+
+def _trace(
+    problem: Problem, columns: list[list[Column]], levels: list[dict[int, _States]], index: int
+) -> Assignment:
+    stage: list[int] = []
+    strategy: list[int] = []
+    b = problem.num_layers
+    for i in range(problem.num_stages - 1, -1, -1):
+        states = levels[i + 1][b]
+        column = columns[i][int(states.column[index])]
+        chosen = column.node.strategies(int(column.index[states.label[index]]))
+        strategy = chosen + strategy
+        stage = [i] * len(chosen) + stage
+        index, b = int(states.parent[index]), int(states.came_from[index])
+    return Assignment(tuple(stage), tuple(strategy))

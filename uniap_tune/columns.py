@@ -1,0 +1,339 @@
+"""Stage columns by label setting: every useful way to run layers [a, b) as one stage, and nothing dominated.
+
+A label is a choice of strategies for a prefix of a stage: seconds of a micro-batch (t), bytes held (m), largest
+transient (w), seconds once a step (g), and the layouts at both borders. Extending it by a layer adds that layer's
+costs. One label can replace another with the same border layouts in any plan, at no higher TPI, if it is <= in
+
+    m          bytes held,
+    m + w      bytes at the peak of the layers so far (a later, larger transient replaces both alike),
+    t          TPI grows with t at least at rate 1,
+    t + g      and with g at most at rate 1,
+
+so only the Pareto set of these four is kept. Labels are shared by *sequences of layer types* through a trie: equal
+runs of layers are built once for each in-flight count, not once for each place.
+
+With a budget (an upper bound on the TPI worth finding) labels that no completion can bring under it are dropped
+by the Lagrangian bounds of :mod:`uniap_tune.bounds`; that keeps the sets small and loses nothing under the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from uniap_tune.bounds import ChainBounds, StageBounds
+from uniap_tune.pareto import pareto
+from uniap_tune.problem import MEMORY_SLACK, BoolArray, FloatArray, IntArray, LayerTable, Problem
+
+# Relative slack on budgets, far above the rounding of the sums involved and far below any gap of interest.
+BUDGET_SLACK = 1e-11
+
+
+class DeadlineError(Exception):
+    """The time limit ran out inside a solver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point in time to stop at (``time.monotonic``)."""
+
+    at: float = math.inf
+
+    def check(self) -> None:
+        """Raise :class:`DeadlineError` when the time is over."""
+        if time.monotonic() >= self.at:
+            raise DeadlineError
+
+    @staticmethod
+    def after(seconds: float | None) -> Deadline:
+        """The deadline that many seconds from now; never, for ``None``."""
+        return Deadline() if seconds is None else Deadline(time.monotonic() + seconds)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Labels:
+    """N labels at one node of the trie; ``parent`` indexes the labels of the node above, ``k`` the last strategy."""
+
+    t: FloatArray
+    m: FloatArray
+    w: FloatArray
+    g: FloatArray
+    entry: IntArray
+    layout: IntArray
+    parent: IntArray
+    k: IntArray
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def take(self, index: IntArray | BoolArray) -> Labels:
+        """The labels at these places."""
+        return Labels(*(getattr(self, name)[index] for name in self.__slots__))
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A sequence of layer types, by its last one. ``caps`` [W, Z] bound t + omega g + lambda m of useful labels."""
+
+    layer: int
+    first: int
+    up: Node | None
+    caps: FloatArray | None = None
+    spare: float = -math.inf  # most bytes a label may hold so that the leanest completion fits
+    is_end: bool = False
+    down: dict[Hashable, Node] = field(default_factory=dict)
+    labels: Labels | None = None
+
+    def strategies(self, index: int) -> list[int]:
+        """The strategies of a label, first layer first."""
+        result: list[int] = []
+        node: Node | None = self
+        while node is not None:
+            assert node.labels is not None
+            result.append(int(node.labels.k[index]))
+            index = int(node.labels.parent[index])
+            node = node.up
+        return result[::-1]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Column:
+    """The useful ways to run layers [first, last) on a stage: [J] arrays; ``node`` and ``index`` recover them."""
+
+    first: int
+    last: int
+    node: Node
+    index: IntArray
+    t: FloatArray
+    g: FloatArray
+    entry: IntArray
+    exit: IntArray
+
+
+class ColumnBuilder:
+    """Builds the columns of one chain problem."""
+
+    def __init__(self, problem: Problem, bounds: ChainBounds) -> None:
+        self.problem = problem
+        self.bounds = bounds
+        self._keys = [self._key(u) for u in range(problem.num_layers)]
+        self._entries = [self._entry_classes(u) for u in range(problem.num_layers)]
+        self._undominated: dict[tuple[int, int], IntArray] = {}
+
+    def build(
+        self, allowed: Sequence[BoolArray], budget: float, deadline: Deadline, beam: int | None = None
+    ) -> list[list[Column]]:
+        """The columns of every stage.
+
+        Args:
+            allowed: for each stage [n + 1, n + 1], whether it may hold layers [a, b).
+            budget: seconds; plans with a higher TPI may be left out (``inf``: none is).
+            beam: keep only about this many labels a node: fast, no longer exact.
+        """
+        result: list[list[Column]] = []
+        flights: dict[int, list[int]] = {}
+        for i in range(self.problem.num_stages):
+            flights.setdefault(self.problem.in_flight(i), []).append(i)
+        by_stage: dict[int, list[Column]] = {}
+        for flight, stages in flights.items():
+            roots: dict[Hashable, Node] = {}
+            places: list[tuple[int, int, int, Node]] = []
+            for i in stages:
+                for a in np.flatnonzero(allowed[i].any(axis=1)).tolist():
+                    places.extend(self._plant(roots, i, a, allowed[i][a], budget))
+            for root in roots.values():
+                self._grow(root, flight, deadline, beam)
+            for i, a, b, node in places:
+                column = self._column(node, a, b)
+                if column is not None:
+                    by_stage.setdefault(i, []).append(column)
+        for i in range(self.problem.num_stages):
+            result.append(by_stage.get(i, []))
+        return result
+
+    # -- the trie -----------------------------------------------------------------------------------------------
+
+    def _key(self, u: int) -> Hashable:
+        """What makes layer u, entered from its neighbour, equal to another."""
+        edge = self.problem.chain_edges.get(u - 1)
+        rule = self.problem.leading
+        marks = (rule.counted[u], id(rule.leading[u])) if rule is not None else None
+        return (id(self.problem.layers[u]), id(edge.reshard_s) if edge is not None else None, marks)
+
+    def _entry_classes(self, u: int) -> IntArray:
+        """[G] layouts of layer u merged where the link into it costs the same from everywhere."""
+        edge = self.problem.chain_edges.get(u - 1)
+        if edge is None:
+            return np.zeros(self.problem.num_layouts, dtype=np.int64)
+        return _classes(edge.send_s[np.unique(self.problem.layers[u - 1].layout)].T)
+
+    def _plant(
+        self, roots: dict[Hashable, Node], i: int, a: int, ends: BoolArray, budget: float
+    ) -> list[tuple[int, int, int, Node]]:
+        """Add the path of stage i beginning at layer a to the trie, with the caps its intervals need."""
+        caps, spare = self._caps(i, a, ends, budget)
+        entries = self._entries[a]
+        key: Hashable = (id(self.problem.layers[a]), self._keys[a] if self.problem.leading else 0, entries.tobytes())
+        node = roots.get(key)
+        if node is None:
+            node = roots[key] = Node(a, a, None)
+        found = []
+        last = int(np.flatnonzero(ends)[-1])
+        for b in range(a + 1, last + 1):
+            _loosen(node, caps[:, :, b - a - 1] if caps is not None else None, float(spare[b - a - 1]))
+            if ends[b]:
+                node.is_end = True
+                found.append((i, a, b, node))
+            if b < last:
+                child = node.down.get(self._keys[b])
+                if child is None:
+                    child = node.down[self._keys[b]] = Node(b, a, node)
+                node = child
+        return found
+
+    def _caps(self, i: int, a: int, ends: BoolArray, budget: float) -> tuple[FloatArray | None, FloatArray]:
+        """After layers [a, u): [W, Z, u] caps on t + omega g + lambda m, [u] on m; u = a + 1 .. last end."""
+        bounds, problem = self.bounds, self.problem
+        stage: StageBounds = bounds.stages[i]
+        limit, c = problem.memory_limit_bytes, problem.num_microbatches
+        last = int(np.flatnonzero(ends)[-1])
+        after = slice(a + 1, last + 1)
+        open_ends = np.where(ends[after], 0.0, -np.inf)
+        if problem.leading is not None:
+            return None, np.full(last - a, np.inf)
+        need = stage.leanest[after]
+        spare = limit * (1 + 1e-9) + need + _running_max(open_ends - need)
+        if math.isinf(budget):
+            return None, spare
+        left = budget * (1 + BUDGET_SLACK) - bounds.forward[i][a] - (bounds.link + bounds.backward[i + 1])[after]
+        both = left - (c - 1) * bounds.slowest
+        cap = np.stack([np.minimum((left - bounds.once) / c, both - bounds.once), left / c, both])
+        cap = cap[: len(bounds.weights)] + open_ends
+        prefix = stage.prefix[: len(bounds.weights), :, after]
+        best = _running_max(cap[:, None, :] + (stage.multipliers * limit)[None, :, None] - prefix)
+        return best + prefix, spare
+
+    # -- label setting --------------------------------------------------------------------------------------------
+
+    def _grow(self, root: Node, flight: int, deadline: Deadline, beam: int | None) -> None:
+        stack = [root]
+        while stack:
+            deadline.check()
+            node = stack.pop()
+            node.labels = self._extend(node, flight, beam)
+            if len(node.labels):
+                stack.extend(node.down.values())
+
+    def _extend(self, node: Node, flight: int, beam: int | None) -> Labels:
+        """The labels of a node: those above it, each with every strategy of its layer, pruned."""
+        problem, u = self.problem, node.layer
+        table = problem.layers[u]
+        usable = self._usable(table, flight)
+        if problem.leading is not None:
+            usable = usable[problem.leading.allowed(u, node.first)[usable]]
+        held = table.bytes_in_flight(flight)[usable]
+        time_s, step_s = table.time_s[usable], table.step_time_s[usable]
+        transient, layout = table.transient_bytes[usable], table.layout[usable]
+        if node.up is None:
+            zero = np.zeros(len(usable), dtype=np.int64)
+            entry = self._entries[u][layout]
+            labels = Labels(time_s, held, transient, step_s, entry, layout, zero, usable)
+        else:
+            above = node.up.labels
+            assert above is not None
+            edge = problem.chain_edges.get(u - 1)
+            move = edge.reshard_s[above.layout[:, None], layout[None, :]] if edge is not None else 0.0
+            rows, columns = np.divmod(np.arange(len(above) * len(usable)), max(len(usable), 1))
+            # evaluate() adds layer times first and re-sharding later; the order differs only in rounding
+            labels = Labels(
+                (above.t[:, None] + time_s[None, :] + move).ravel(),
+                (above.m[:, None] + held[None, :]).ravel(),
+                np.maximum(above.w[:, None], transient[None, :]).ravel(),
+                (above.g[:, None] + step_s[None, :]).ravel(),
+                above.entry[rows],
+                layout[columns],
+                rows,
+                usable[columns],
+            )
+        return self._prune(labels, node, flight, beam)
+
+    def _prune(self, labels: Labels, node: Node, flight: int, beam: int | None) -> Labels:
+        limit = self.problem.memory_limit_bytes
+        keep = (labels.m + labels.w <= limit * (1 + MEMORY_SLACK)) & (labels.m <= node.spare)
+        if node.caps is not None:
+            multipliers = self._stage_multipliers(flight)
+            slack = BUDGET_SLACK * np.abs(node.caps)
+            for omega, row, more in zip(self.bounds.weights, node.caps, slack, strict=True):
+                value = (labels.t + omega * labels.g)[:, None] + labels.m[:, None] * multipliers[None, :]
+                keep &= (value <= row + more).all(axis=1)
+        labels = labels.take(keep)
+        peak = labels.m + labels.w
+        criteria = np.stack([labels.t, labels.t + labels.g, labels.m, peak], axis=1)
+        group = labels.entry * self.problem.num_layouts + labels.layout
+        labels = labels.take(pareto(criteria, group))
+        return labels if beam is None or len(labels) <= beam else labels.take(self._beam(labels, beam))
+
+    def _beam(self, labels: Labels, width: int) -> IntArray:
+        """Spread over the trade-off: the leanest, the fastest, and evenly between them by memory."""
+        order = np.lexsort((labels.t, labels.m))
+        picks = np.unique(np.linspace(0, len(order) - 1, width).round().astype(np.int64))
+        return np.unique(np.concatenate([order[picks], [int(np.argmin(labels.t))]]))
+
+    def _stage_multipliers(self, flight: int) -> FloatArray:
+        for i, stage in enumerate(self.bounds.stages):
+            if self.problem.in_flight(i) == flight:
+                return stage.multipliers
+        raise AssertionError("a flight of no stage")
+
+    def _usable(self, table: LayerTable, flight: int) -> IntArray:
+        """Strategies of a layer that no other with the same layout dominates (all of them under a leading rule)."""
+        key = (id(table), flight)
+        if key not in self._undominated:
+            if self.problem.leading is not None:
+                kept = np.arange(table.num_strategies)
+            else:
+                held = table.bytes_in_flight(flight)
+                columns = [table.time_s, table.time_s + table.step_time_s, held, held + table.transient_bytes]
+                kept = np.sort(pareto(np.stack(columns, axis=1), table.layout))
+            self._undominated[key] = kept
+        return self._undominated[key]
+
+    def _column(self, node: Node, a: int, b: int) -> Column | None:
+        """The labels of a node as a column: memory no longer matters, only what a plan pays for."""
+        labels = node.labels
+        if labels is None or not len(labels):
+            return None
+        edge = self.problem.chain_edges.get(b - 1)
+        leave = np.zeros_like(labels.layout) if edge is None else _exit_classes(self.problem, b)[labels.layout]
+        group = labels.entry * self.problem.num_layouts + leave
+        index = pareto(np.stack([labels.t, labels.t + labels.g], axis=1), group)
+        chosen = labels.take(index)
+        return Column(a, b, node, index, chosen.t, chosen.g, chosen.entry, leave[index])
+
+
+def _exit_classes(problem: Problem, b: int) -> IntArray:
+    """[G] layouts of layer b - 1 merged where the link out of it costs the same to everywhere."""
+    edge = problem.chain_edges[b - 1]
+    return _classes(edge.send_s[:, np.unique(problem.layers[b].layout)])
+
+
+def _classes(rows: FloatArray) -> IntArray:
+    """For each row the index of the first row equal to it."""
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.ravel()].astype(np.int64)
+
+
+def _running_max(values: FloatArray) -> FloatArray:
+    """Maximum over this place and all later ones, along the last axis."""
+    return np.maximum.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
+
+
+def _loosen(node: Node, caps: FloatArray | None, spare: float) -> None:
+    """A node serves several places: keep the loosest of their caps."""
+    if caps is not None:
+        node.caps = caps if node.caps is None else np.maximum(node.caps, caps)
+    node.spare = max(node.spare, spare)
