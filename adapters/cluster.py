@@ -8,18 +8,20 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from uniap_tune import hardware, units
 from uniap_tune.errors import InputError
 from uniap_tune.spec import Cluster, Device, DType, Link
 
-from .documents import parse_toml, read_document
+from .documents import parse_toml, printable, read_document
 
 _SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 _FORMS = "8x8:h100 (nodes x devices per node : device), 8:h100, a shipped cluster such as env-a, or a YAML or TOML file"
+_GENERIC = "generic"  # efficiency constants of no generation in particular
 _MAX_NODES = 1_000_000
 _MAX_DEVICES_PER_NODE = 1024
 
@@ -50,7 +52,7 @@ def read_cluster(text: str | Path) -> Cluster:
     """
     if isinstance(text, Path) or text.lower().endswith(_SUFFIXES) or "/" in text:
         path = Path(text)
-        return _from_table(_Table(str(path), "", read_document(path)), path.stem)
+        return _from_table(_Table(printable(str(path)), "", read_document(path)), path.stem)
     name = text.strip().lower()
     if name in shipped_clusters():
         document = resources.files("uniap_tune.data").joinpath("clusters", f"{name}.toml").read_text(encoding="utf-8")
@@ -184,7 +186,7 @@ class _Table:
             if key not in known:
                 near = difflib.get_close_matches(key[:40], known, n=1, cutoff=0.5)
                 why = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
-                raise InputError(f"{self.where(key[:40])}: unknown key", why=why, fix="correct or remove it")
+                raise InputError(f"{self.where(_shown(key[:40]))}: unknown key", why=why, fix="correct or remove it")
 
     def missing(self, key: str, why: str) -> InputError:
         return InputError(f"{self.where(key)} is missing", why=why, fix=f"add {key}")
@@ -232,8 +234,11 @@ class _Table:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else type(value).__name__
-    return "".join(char if char.isprintable() else "?" for char in text[:120])
+    if isinstance(value, str):
+        return printable(value[:120])
+    # repr refuses integers of thousands of digits
+    small = isinstance(value, float) or (isinstance(value, int) and value.bit_length() <= 64)
+    return repr(value) if small else type(value).__name__
 
 
 def _from_table(table: _Table, stem: str) -> Cluster:
@@ -286,33 +291,42 @@ def _device(table: _Table) -> tuple[Device, hardware.NodeDefaults | None]:
 
 
 def _described_device(entries: _Table, base: Device | None) -> Device:
-    memory = entries.number("memory", units.parse_bytes, 2.0**28, 2.0**44)
-    bandwidth = entries.number("memory_bandwidth", units.parse_bandwidth, 1e9, 1e15)
-    num_sms = entries.integer("num_sms", 100_000)
+    given = {
+        "name": entries.text("name"),
+        "vendor": entries.text("vendor"),
+        "generation": _generation(entries),
+        "memory_bytes": entries.number("memory", units.parse_bytes, 2.0**28, 2.0**44),
+        "memory_bandwidth": entries.number("memory_bandwidth", units.parse_bandwidth, 1e9, 1e15),
+        "num_sms": entries.integer("num_sms", 100_000),
+        "source": entries.text("source"),
+    }
+    facts: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     peaks = _peak_flops(entries)
+    if base is not None:
+        return replace(base, peak_flops={**base.peak_flops, **peaks}, **facts)
+    for key, value in (
+        ("memory", given["memory_bytes"]),
+        ("memory_bandwidth", given["memory_bandwidth"]),
+        ("num_sms", given["num_sms"]),
+        ("peak_flops", peaks),
+    ):
+        if not value:
+            raise entries.missing(key, "a device without base must be described in full")
+    generation = facts.get("generation", _GENERIC)
+    vendor = hardware.generations().get(generation, "unknown")
+    return Device(**({"name": "custom", "vendor": vendor, "generation": generation} | facts), peak_flops=peaks)
+
+
+def _generation(entries: _Table) -> str | None:
     generation = entries.text("generation")
-    known = hardware.generations()
+    known = (*hardware.generations(), _GENERIC)
     if generation is not None and generation not in known:
         raise InputError(
             f"{entries.where('generation')}: {_shown(generation)!r} is unknown",
             why="it names the efficiency constants to use: " + ", ".join(known),
             fix="give the nearest of these",
         )
-    if base is None:
-        given = {"memory": memory, "memory_bandwidth": bandwidth, "num_sms": num_sms, "peak_flops": peaks}
-        for key, value in (given | {"generation": generation}).items():
-            if not value:
-                raise entries.missing(key, "a device without base must be described in full")
-    return Device(
-        name=entries.text("name") or (base.name if base else "custom"),
-        vendor=entries.text("vendor") or (base.vendor if base else known[generation or ""]),
-        generation=generation or (base.generation if base else ""),
-        memory_bytes=memory or (base.memory_bytes if base else 0.0),
-        memory_bandwidth=bandwidth or (base.memory_bandwidth if base else 0.0),
-        peak_flops={**(base.peak_flops if base else {}), **peaks},
-        num_sms=num_sms or (base.num_sms if base else 0),
-        source=entries.text("source") or (base.source if base else ""),
-    )
+    return generation
 
 
 def _peak_flops(entries: _Table) -> dict[DType, float]:

@@ -26,7 +26,13 @@ def read_document(path: Path) -> dict[str, object]:
         InputError: missing, unreadable, too large, malformed, or not a mapping.
     """
     text = _read_text(path)
-    return parse_toml(text, str(path)) if path.suffix.lower() == ".toml" else parse_yaml(text, str(path))
+    where = printable(str(path))
+    return parse_toml(text, where) if path.suffix.lower() == ".toml" else parse_yaml(text, where)
+
+
+def printable(text: str) -> str:
+    """The text on one line, without control characters, fit for an error message."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def parse_toml(text: str, where: str) -> dict[str, object]:
@@ -67,18 +73,19 @@ def parse_yaml(text: str, where: str) -> dict[str, object]:
 
 
 def _read_text(path: Path) -> str:
+    where = printable(str(path))
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{path}: cannot be read", why=reason or "", fix="give the path of a readable file") from None
+        raise InputError(f"{where}: cannot be read", why=reason or "", fix="give the path of a readable file") from None
     if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES // 1024} KiB", fix="give a cluster or settings file")
+        raise InputError(f"{where}: larger than {MAX_BYTES // 1024} KiB", fix="give a cluster or settings file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text", why=f"byte {error.start}: {error.reason}") from None
+        raise InputError(f"{where}: not UTF-8 text", why=f"byte {error.start}: {error.reason}") from None
 
 
 class _PlainLoader(yaml.BaseLoader):

@@ -138,8 +138,8 @@ def _nodes() -> Mapping[str, NodeDefaults]:
     return {
         name: NodeDefaults(
             devices=table["devices"],
-            intra=Link(bandwidth=table["intra_gbps"] * 1e9, latency_s=table["intra_latency_us"] / 1e6),
-            inter=Link(bandwidth=table["rail_gbps"] * 1e9, latency_s=table["inter_latency_us"] / 1e6),
+            intra=Link(bandwidth=table["intra_gbps"] * 1e9, latency_s=table["intra_latency_s"]),
+            inter=Link(bandwidth=table["rail_gbps"] * 1e9, latency_s=table["inter_latency_s"]),
             rails=table["rails"],
             domain_size=table.get("domain"),
             source=table["source"],

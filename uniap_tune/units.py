@@ -66,7 +66,7 @@ def parse_seconds(text: str) -> float:
         ValueError: when the text is not a time.
     """
     number, per_second = _quantity(text, _PER_SECOND, "a time such as 5 us, 0.2 ms or 5e-6")
-    return number / per_second  # dividing keeps 3.4 us at 3.4e-06
+    return number / per_second  # the factor is exact, so this rounds once
 
 
 def _quantity(text: str, units: Mapping[str, float], example: str) -> tuple[float, float]:
