@@ -44,6 +44,8 @@ from uniap_tune.weights import layer_parameters
 _CONTEXT_BYTES = 0.6 * GIB
 # NCCL allocates about this much for the channels of a communicator [Empirical]; Megatron makes about eight.
 _NCCL_BYTES = 8 * 128 * MIB
+# cuBLAS workspace (32 MiB on Hopper, 8 MiB and two streams before it) and TransformerEngine's [Empirical].
+_WORKSPACE_BYTES = 20 * MIB
 # Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
 _FRAGMENTATION = 0.03
 # Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
@@ -337,6 +339,10 @@ class CostModel:
     def reserved_bytes(self) -> float:
         """Bytes of a device that a plan must leave free besides the layers': CUDA context, NCCL, fragmentation."""
         return _CONTEXT_BYTES + _NCCL_BYTES + _FRAGMENTATION * self.cluster.device.memory_bytes
+
+    def buffer_bytes(self) -> float:
+        """Persistent workspaces that the framework's allocator holds on every stage: cuBLAS and TransformerEngine."""
+        return _WORKSPACE_BYTES
 
     def step_flops(self) -> float:
         """Model FLOPs of one optimizer step: 6 for each parameter of a matrix and token, and attention (causal:

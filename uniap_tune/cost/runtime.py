@@ -16,6 +16,8 @@ class Runtime:
 
     Attributes:
         cuda_graphs: kernels are replayed from CUDA graphs, so launching them costs no CPU time.
+        fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
+            as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
         launch_factor: CPU time of a kernel launch relative to a current Megatron-core layer.
         loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
@@ -24,6 +26,7 @@ class Runtime:
     """
 
     cuda_graphs: bool = False
+    fused_kernels: bool = True
     launch_factor: float = 1.0
     loss_bytes: float = 6.0
     loss_traffic: float = 29.0

@@ -1,0 +1,324 @@
+"""Measurement records: one JSON object a line, as in published throughput tables, into runs to predict.
+
+The fields are listed in ``docs/reference/records.md``. What a record leaves out is assumed, and said so in
+``Run.assumptions``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from uniap_tune import hardware
+from uniap_tune.cost.runtime import Runtime
+from uniap_tune.errors import InputError
+from uniap_tune.graph import LayerKind, build_graph
+from uniap_tune.predict import Layers, Run, uniform_chunks
+from uniap_tune.spec import Cluster, DType, Job, Link, Model, Precision, Recompute
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
+
+from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
+from .record_model import read_record_model
+from .record_stages import staged_chunks
+
+_FORMATS = {
+    "fp32": DType.FP32, "fp16": DType.FP16, "bf16": DType.BF16, "fp8": DType.FP8, "fp8-cs": DType.FP8,
+    "fp8-ds": DType.FP8, "fp8-sc": DType.FP8, "fp8-mx": DType.MXFP8, "mxfp8": DType.MXFP8, "nvfp4": DType.NVFP4,
+}  # fmt: skip
+_UNSUPPORTED_TASKS = ("lora", "peft", "qlora")
+_MAX_LINE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLine:
+    """One input line: its number from 0, and its JSON object, or why there is none."""
+
+    line: int
+    record: Fields | None
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """The record's ``id``, or ``test`` where it has none."""
+        return text(self.record or {}, "id", "test")
+
+
+def read_lines(path: Path) -> Iterator[RecordLine]:
+    """The records of a JSON-lines file; lines that hold no object come with the reason.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for index, raw in enumerate(file):
+                if raw.strip():
+                    yield _parse(index, raw)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read", why=error.strerror or "", fix="give a JSON-lines file") from None
+
+
+def _parse(index: int, raw: bytes) -> RecordLine:
+    if len(raw) > _MAX_LINE:
+        return RecordLine(index, None, f"line is longer than {_MAX_LINE} bytes")
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return RecordLine(index, None, f"not JSON: {str(error)[:100]}")
+    if not isinstance(record, dict):
+        return RecordLine(index, None, "not a JSON object")
+    return RecordLine(index, record)
+
+
+def read_run(record: Fields) -> Run:
+    """The run that a record describes.
+
+    Raises:
+        SkippedRecordError: no model, an unknown GPU, or a job the cost model does not cover.
+        InputError: a field is wrong.
+    """
+    task = text(record, "task").lower()
+    if any(word in task for word in _UNSUPPORTED_TASKS):
+        raise SkippedRecordError(f"{task} trains adapters, not the model", fix="give records of full training")
+    if count(record, "num_gpus") is None and mapping(record, "args") is None:
+        raise SkippedRecordError("record has no num_gpus", fix="add num_gpus")
+    return _Reader(record).run()
+
+
+class _Reader:
+    """Collects the parts of one record's run and the assumptions made on the way."""
+
+    def __init__(self, record: Fields) -> None:
+        self._record = record
+        self._settings = mapping(record, "settings") or {}
+        self._assumptions: list[str] = []
+        self._exact = True
+
+    def run(self) -> Run:
+        record = self._record
+        dtype = self._dtype()
+        legacy = dtype is DType.FP16
+        parsed = read_record_model(record, dropout=0.1 if legacy else 0.0)
+        self._assumptions += parsed.assumptions
+        num_gpus = required(record, "num_gpus")
+        cluster = read_record_cluster(record, num_gpus)
+        flash = flag(record, "flash_attn")
+        if flash is None:
+            flash = not legacy
+            self._assumptions.append(f"{'with' if flash else 'without'} FlashAttention, as usual in {dtype} training")
+        staged = staged_chunks(record, parsed.model)
+        job = Job(
+            global_batch=self._global_batch(),
+            seq_length=parsed.seq_length,
+            precision=Precision(compute=dtype),
+            flash_attention=flash,
+        )
+        run = Run(
+            id=text(record, "id", "test"),
+            model=parsed.model,
+            cluster=cluster,
+            job=job,
+            capabilities=CAPABILITIES[Target.MEGATRON],
+            runtime=self._runtime(legacy),
+            pp=1,
+            chunks=(),
+            micro_batch=1,
+            num_microbatches=1,
+        )
+        if staged is not None:
+            run = replace(
+                run,
+                pp=staged.pp,
+                chunks=staged.chunks,
+                micro_batch=staged.micro_batch,
+                num_microbatches=max(1, job.global_batch // staged.micro_batch),
+            )
+        else:
+            run = self._uniform(run, num_gpus, legacy)
+        return replace(run, exact=self._exact, assumptions=tuple(self._assumptions))
+
+    def _uniform(self, run: Run, num_gpus: int, legacy: bool) -> Run:
+        """One strategy for all layers, from the record's degrees."""
+        record = self._record
+        tp, pp, cp = (self._degree(key) for key in ("tp", "pp", "cp"))
+        ep = count(record, "ep") or 1
+        dp = count(record, "dp") or max(1, num_gpus // (tp * pp * cp))
+        if tp * pp * cp * dp != num_gpus:
+            raise InputError(
+                f"record's tp({tp}) * pp({pp}) * cp({cp}) * dp({dp}) != num_gpus({num_gpus})",
+                fix="correct the degrees or num_gpus",
+            )
+        if run.model.num_layers + 2 < pp:
+            raise InputError(f"record has {pp} stages for {run.model.num_layers} layers", fix="correct pp")
+        micro_batch_size = count(record, "mbs")
+        if micro_batch_size is None:
+            micro_batch_size = 1
+            self._assume("micro-batch size taken as 1")
+        recompute, leading = self._recompute()
+        sequence = flag(record, "sequence_parallel")
+        strategy = Strategy(
+            tp=tp,
+            cp=cp,
+            dp=dp,
+            ep=ep,
+            etp=self._expert_tensor_parallel(tp, ep),
+            zero=self._zero(legacy),
+            recompute=recompute,
+            sequence_parallel=tp > 1 and (not legacy if sequence is None else sequence),
+        )
+        virtual = self._virtual_stages(pp, run.model.num_layers)
+        chunks = uniform_chunks([layer.type for layer in build_graph(run.model).layers], strategy, pp, virtual)
+        if leading is not None:
+            chunks = tuple(_leading_recompute(chunk, leading) for chunk in chunks)
+        micro_batch = micro_batch_size * dp
+        return replace(
+            run,
+            pp=pp,
+            chunks=chunks,
+            micro_batch=micro_batch,
+            num_microbatches=max(1, run.job.global_batch // micro_batch),
+        )
+
+    def _degree(self, key: str) -> int:
+        value = count(self._record, key)
+        if value is None:
+            self._assumptions.append(f"{key} taken as 1")
+            return 1
+        return value
+
+    def _assume(self, what: str) -> None:
+        """An assumption that can change the answer much: such records are scored apart."""
+        self._assumptions.append(what)
+        self._exact = False
+
+    def _global_batch(self) -> int:
+        batch = count(self._record, "gbs", "global_batch")
+        if batch is not None:
+            return batch
+        self._assume("global batch taken as one sample a replica")
+        return count(self._record, "dp") or 1
+
+    def _dtype(self) -> DType:
+        name = text(self._record, "precision").lower().split(" ")[0]
+        if not name:
+            self._assumptions.append("precision taken as bf16")
+            return DType.BF16
+        if name not in _FORMATS:
+            raise SkippedRecordError(f"unknown precision {name[:20]!r}", fix=f"one of {', '.join(_FORMATS)}")
+        return _FORMATS[name]
+
+    def _zero(self, legacy: bool) -> int:
+        zero = count(self._record, "zero", least=0)
+        if zero is None:
+            zero = 0 if legacy else 1
+            self._assumptions.append(f"ZeRO stage taken as {zero}")
+        if (count(self._record, "fsdp", least=0) or 0) > 1 or flag(self._settings, "use_megatron_fsdp"):
+            return 3
+        return min(zero, 3)
+
+    def _virtual_stages(self, pp: int, num_layers: int) -> int:
+        """The record's vp, where it divides the layers (with embedding and head, if need be)."""
+        virtual = count(self._record, "vp", "virtual_stages")
+        if virtual is None or pp == 1:
+            return 1
+        parts = pp * virtual
+        if parts > num_layers + 2:
+            raise InputError(f"record has {parts} virtual stages for {num_layers} layers", fix="correct pp or vp")
+        return virtual
+
+    def _recompute(self) -> tuple[Recompute, int | None]:
+        """The mode, and the number of leading layers of a chunk it applies to (``None``: all)."""
+        value = self._record.get("recompute")
+        if value is None:
+            self._assume("no recomputation")
+            return Recompute.NONE, None
+        name = str(value).lower()
+        if name.startswith("full"):
+            block = re.match(r"full/block/(\d+)", name)
+            return Recompute.FULL, int(block.group(1)) if block else None
+        if name.startswith("selective") and ("attention" in name or "core_attn" in name or name == "selective"):
+            return Recompute.SELECTIVE, None
+        if name.startswith("selective"):
+            self._assumptions.append(f"{name[:40]} taken as no recomputation")
+        return Recompute.NONE, None
+
+    def _expert_tensor_parallel(self, tp: int, ep: int) -> int:
+        etp = count(self._settings, "expert_tensor_parallel_size")
+        return etp or (tp if ep == 1 else 1)
+
+    def _runtime(self, legacy: bool) -> Runtime:
+        implementation = text(self._settings, "cuda_graph_impl")
+        scope = self._settings.get("cuda_graph_scope")
+        scopes = names(scope) if isinstance(scope, list) else [str(scope)]
+        whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
+        return Runtime(cuda_graphs=whole and implementation != "none", fused_kernels=not legacy)
+
+
+def _leading_recompute(chunk: tuple[Layers, ...], leading: int) -> tuple[Layers, ...]:
+    """Recomputes only the first ``leading`` blocks of a chunk (Megatron's ``--recompute-method block``)."""
+    result: list[Layers] = []
+    left = float(leading)
+    for layers in chunk:
+        if layers.type.kind is not LayerKind.BLOCK:
+            result.append(layers)
+            continue
+        taken = min(left, layers.count)
+        left -= taken
+        if taken:
+            result.append(replace(layers, count=taken))
+        if layers.count > taken:
+            plain = replace(layers.strategy, recompute=Recompute.NONE)
+            result.append(Layers(type=layers.type, strategy=plain, count=layers.count - taken))
+    return tuple(result)
+
+
+def read_record_cluster(record: Fields, num_gpus: int) -> Cluster:
+    """The cluster of a record: its GPU in the node it usually comes in, unless the record says otherwise.
+
+    ``gpu`` or ``hardware`` names the GPU; "8/node" in it gives the devices of a node, "800 Gbps" its network.
+
+    Raises:
+        SkippedRecordError: no GPU, or one without shipped facts.
+    """
+    words = text(record, "gpu", "hardware")
+    memory = count(record, "gpu_mem_gb")
+    name = _device_name(words, memory)
+    device = hardware.device(name)
+    node = hardware.node_defaults(name)
+    stated = re.search(r"(\d+)\s*/\s*node", words)
+    per_node = min(num_gpus, int(stated.group(1)) if stated else node.devices)
+    nodes = -(-num_gpus // per_node)
+    inter, rails = node.inter, node.rails_for(per_node)
+    speed = re.search(r"(\d+)\s*gbps", words, re.IGNORECASE)
+    if speed:
+        inter, rails = Link(bandwidth=float(speed.group(1)) * 1e9 / 8, latency_s=inter.latency_s), 1
+    return Cluster(
+        name=f"{nodes}x{per_node}:{device.name}",
+        device=device,
+        num_nodes=nodes,
+        devices_per_node=per_node,
+        intra=node.intra,
+        inter=inter,
+        rails_per_node=rails,
+        domain_size=node.domain_for(per_node),
+    )
+
+
+def _device_name(words: str, memory: int | None) -> str:
+    """The longest beginning of a hardware description that names a shipped GPU; its memory picks the variant."""
+    tokens = words.replace(",", " ").split()
+    if not tokens:
+        raise SkippedRecordError("record names no GPU", fix="add gpu")
+    guesses = [f"{tokens[0]}-{memory}gb"] if memory else []
+    guesses += ["-".join(tokens[:length]) for length in range(len(tokens), 0, -1)]
+    for guess in guesses:
+        try:
+            return hardware.canonical_name(guess)
+        except InputError:
+            continue
+    raise SkippedRecordError(f"unknown GPU {words[:40]!r}", fix="use a shipped device's name")
+
+
