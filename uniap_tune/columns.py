@@ -169,7 +169,7 @@ class ColumnBuilder:
         edge = self.problem.chain_edges.get(u - 1)
         if edge is None:
             return np.zeros(self.problem.num_layouts, dtype=np.int64)
-        return _classes(edge.send_s[np.unique(self.problem.layers[u - 1].layout)].T)
+        return _classes(edge.send_s.T, self.problem.layers[u].layout, self.problem.layers[u - 1].layout)
 
     def _plant(
         self, roots: dict[Hashable, Node], i: int, a: int, ends: BoolArray, budget: float
@@ -318,13 +318,19 @@ class ColumnBuilder:
 def _exit_classes(problem: Problem, b: int) -> IntArray:
     """[G] layouts of layer b - 1 merged where the link out of it costs the same to everywhere."""
     edge = problem.chain_edges[b - 1]
-    return _classes(edge.send_s[:, np.unique(problem.layers[b].layout)])
+    return _classes(edge.send_s, problem.layers[b - 1].layout, problem.layers[b].layout)
 
 
-def _classes(rows: FloatArray) -> IntArray:
-    """For each row the index of the first row equal to it."""
-    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.ravel()].astype(np.int64)
+def _classes(cost: FloatArray, own: IntArray, other: IntArray) -> IntArray:
+    """[G] for each of our own layouts the first of them whose costs to all of the other side's layouts are equal.
+
+    Representatives are layouts in use: the cost between two of them is then the cost between their classes.
+    """
+    used = np.unique(own)
+    _, first, inverse = np.unique(cost[np.ix_(used, np.unique(other))], axis=0, return_index=True, return_inverse=True)
+    result = np.arange(len(cost))
+    result[used] = used[first[inverse.ravel()]]
+    return result
 
 
 def _running_max(values: FloatArray) -> FloatArray:
