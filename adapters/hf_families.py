@@ -196,6 +196,7 @@ FAMILIES: Mapping[str, Family] = {
             "max_position_embeddings": 131_072,
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
+            "rope_theta": 1_000_000.0,
         },
         {"num_local_experts": ("num_local_experts", "num_experts")},
     ),
