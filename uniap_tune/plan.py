@@ -1,0 +1,174 @@
+"""The answer: a frozen, versioned plan that can be written as JSON, read back, rendered and explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from uniap_tune.errors import InputError
+from uniap_tune.spec import Recompute
+from uniap_tune.strategy import Strategy, Target
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One pipeline stage.
+
+    Attributes:
+        layers: names, in order.
+        strategies: one for each layer.
+        time_s: seconds of one micro-batch, forward and backward (p_i of the formulation).
+        forward_s: the forward part of ``time_s``.
+        link_s: seconds of one micro-batch on the link to the next stage, there and back (o_i; 0 after the last).
+        step_s: seconds once a step (sum of g).
+        time: seconds of one micro-batch by part (compute, recompute, tp_comm, …); they sum to ``time_s``.
+        step: seconds once a step by part; they sum to ``step_s``.
+        memory: bytes of the fullest device by part; they sum to the stage's peak.
+    """
+
+    layers: tuple[str, ...]
+    strategies: tuple[Strategy, ...]
+    time_s: float
+    forward_s: float
+    link_s: float
+    step_s: float
+    time: Mapping[str, float]
+    step: Mapping[str, float]
+    memory: Mapping[str, float]
+
+    @property
+    def peak_bytes(self) -> float:
+        """Bytes of the fullest device at the peak."""
+        return sum(self.memory.values())
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks on the stage."""
+        return sum(name.startswith("layers.") for name in self.layers)
+
+    def block_strategies(self) -> list[Strategy]:
+        """The strategies of its transformer blocks, in order."""
+        return [s for name, s in zip(self.layers, self.strategies, strict=True) if name.startswith("layers.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A parallel plan for one job on one cluster.
+
+    Attributes:
+        status: ``optimal`` (proven within the gap asked for) or ``limit`` (stopped; the gap says how far).
+        objective_s: seconds of a step by the closed form of the formulation (TPI).
+        bound_s: proven lower bound on the objective of every plan in the search space.
+        step_time_s: seconds of a step by event simulation of the schedule: what to expect.
+        mfu: model FLOP utilization: model FLOPs / (step time x devices x peak FLOP/s of the compute dtype).
+        micro_batch_size: samples of a micro-batch on one data-parallel replica (of the first layer).
+        inputs: everything the plan was made from, JSON-ready, and its hash.
+        assumptions: what the model leaves out or supposes, one sentence each.
+        restrictions: for each other target asked about, its optimum relative to this one.
+    """
+
+    status: str
+    target: Target
+    objective_s: float
+    bound_s: float
+    gap: float
+    step_time_s: float
+    tokens_per_s: float
+    mfu: float
+    memory_limit_bytes: float
+    pp: int
+    num_microbatches: int
+    micro_batch_size: int
+    schedule: str
+    stages: tuple[Stage, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        """Bytes of the fullest device of the fullest stage."""
+        return max(stage.peak_bytes for stage in self.stages)
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """One for each layer of the model, in order."""
+        return tuple(s for stage in self.stages for s in stage.strategies)
+
+    def uniform(self) -> Strategy | None:
+        """The one (tp, cp, dp, ep, zero) of all layers (recompute aside), ``None`` if they differ."""
+        first = self.strategies[0]
+        key = _grid(first)
+        return first if all(_grid(s) == key for s in self.strategies) else None
+
+    def recompute_counts(self) -> list[dict[Recompute, int]]:
+        """For each stage, how many of its blocks use each recompute mode."""
+        return [
+            {mode: sum(s.recompute is mode for s in stage.block_strategies()) for mode in Recompute}
+            for stage in self.stages
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without anything that differs between two runs."""
+        data: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "stages":
+                data["peak_memory_bytes"] = self.peak_memory_bytes
+                data["stages"] = [_stage_dict(stage) for stage in value]
+            else:
+                data[item.name] = list(value) if isinstance(value, tuple) else value
+        return data
+
+    def to_json(self) -> str:
+        """The text of ``plan.json``."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=False) + "\n"
+
+
+def plan_from_dict(data: Mapping[str, Any], where: str) -> Plan:
+    """Read back what :meth:`Plan.to_dict` wrote.
+
+    Raises:
+        InputError: not a plan, or of another schema version; ``where`` names the file.
+    """
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: schema_version is {version!r}",
+            why=f"this version reads plans of schema_version {SCHEMA_VERSION}",
+            fix="write the plan again with `uniap-tune plan … -o DIR`",
+        )
+    try:
+        values = {f.name: data[f.name] for f in fields(Plan) if f.name in data}
+        values["target"] = Target(values["target"])
+        values["stages"] = tuple(_stage(stage) for stage in values["stages"])
+        values["assumptions"] = tuple(values.get("assumptions", ()))
+        return Plan(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: not a plan: {error}", fix="give a plan.json written by uniap-tune") from error
+
+
+def _grid(strategy: Strategy) -> tuple[int, ...]:
+    return (strategy.tp, strategy.cp, strategy.dp, strategy.ep, strategy.etp, strategy.zero)
+
+
+def _stage_dict(stage: Stage) -> dict[str, Any]:
+    data = {f.name: getattr(stage, f.name) for f in fields(stage)}
+    data["layers"] = list(stage.layers)
+    data["strategies"] = [asdict(s) for s in stage.strategies]
+    for name in ("time", "step", "memory"):
+        data[name] = dict(data[name])
+    data["peak_bytes"] = stage.peak_bytes
+    return data
+
+
+def _stage(data: Mapping[str, Any]) -> Stage:
+    values = {f.name: data[f.name] for f in fields(Stage)}
+    values["layers"] = tuple(values["layers"])
+    values["strategies"] = tuple(
+        Strategy(**{**s, "recompute": Recompute(s["recompute"])}) for s in values["strategies"]
+    )
+    return Stage(**values)
