@@ -22,19 +22,19 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 # From the bottom up. A name stands for the module, or the package with all that is in it, without "uniap_tune.".
 # Entries of one line are independent of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "data", "templates"),
+    ("errors", "units", "data", "schedule", "templates"),
     ("spec",),
     ("hardware", "graph", "strategy"),
     ("weights",),
     ("cost",),
-    ("problem", "schedule"),
+    ("problem",),
     ("pareto",),
     ("bounds",),
     ("columns",),
     ("chain", "milp"),
     ("plan",),
     ("simulate", "predict"),
-    ("search",),
+    ("search", "accuracy"),
     ("explain", "render"),
     ("report",),
     ("adapters",),
