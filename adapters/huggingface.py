@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -70,7 +71,7 @@ def read_model(source: str | Path) -> Model:
     name = _shipped_name(str(source))
     if name is not None:
         return parse_config(_load(_shipped()[name], f"{name}.json"), file=f"{name}.json", name=name)
-    if path.is_dir():
+    if _is_folder(path):
         raise InputError(f"{source}: no config.json in this folder", fix="give the folder of a Hugging Face model")
     raise _unknown(str(source))
 
@@ -177,7 +178,8 @@ def _load(path: Path | Traversable, shown: str) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise InputError(f"{shown}: cannot be read", why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise InputError(f"{shown}: cannot be read", why=why, fix="check the file and its permissions") from error
     if len(data) > _LARGEST_FILE:
         raise InputError(
             f"{shown}: larger than {_LARGEST_FILE >> 20} MiB, so not a configuration",
@@ -198,10 +200,11 @@ def _json_kind(value: object) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for the file system
-        return False
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises on names too long for the file system
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
 @cache
