@@ -21,6 +21,7 @@ def cost(problem: Problem, stage: list[int], choice: tuple[int, ...]) -> float:
     """The objective by its definition, ``inf`` where memory or the leading rule is broken."""
     n, parts, c = len(problem.layers), problem.num_stages, problem.num_microbatches
     p, g, held, spike, o = [0.0] * parts, [0.0] * parts, [0.0] * parts, [0.0] * parts, [0.0] * (parts - 1)
+    update = [0.0] * parts
     seen = [0] * parts
     for u in range(n):
         t, k, i = problem.layers[u], choice[u], stage[u]
@@ -28,12 +29,13 @@ def cost(problem: Problem, stage: list[int], choice: tuple[int, ...]) -> float:
         p[i] += t.time_s[k]
         g[i] += t.step_time_s[k]
         held[i] += t.static_bytes[k] + flying * t.microbatch_bytes[k]
+        update[i] += t.static_bytes[k] + t.step_bytes[k]
         spike[i] = max(spike[i], t.transient_bytes[k])
         if problem.leading is not None and problem.leading.counted[u]:
             if bool(problem.leading.leading[u][k]) != (seen[i] < problem.leading.count):
                 return float("inf")
             seen[i] += 1
-    if any(held[i] + spike[i] > problem.memory_limit_bytes * (1 + 1e-12) for i in range(parts)):
+    if any(max(held[i] + spike[i], update[i]) > problem.memory_limit_bytes * (1 + 1e-12) for i in range(parts)):
         return float("inf")
     for e in problem.edges:
         a = problem.layers[e.source].layout[choice[e.source]]
@@ -85,6 +87,7 @@ def problems(
             static_bytes=values(k, unit=unit_b),
             microbatch_bytes=values(k, unit=unit_b, zero=0.3),
             transient_bytes=values(k, unit=2 * unit_b, zero=0.5),
+            step_bytes=values(k, unit=unit_b, zero=0.7),
         )
 
     kinds = [table() for _ in range(draw(st.integers(1, n)))]

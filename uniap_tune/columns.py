@@ -1,15 +1,16 @@
 """Stage columns by label setting: every useful way to run layers [a, b) as one stage, and nothing dominated.
 
 A label is a choice of strategies for a prefix of a stage: seconds of a micro-batch (t), bytes held (m), largest
-transient (w), seconds once a step (g), and the layouts at both borders. Extending it by a layer adds that layer's
+transient (w), bytes of the update (s), seconds once a step (g), and the layouts at both borders. Extending it by a layer adds that layer's
 costs. One label can replace another with the same border layouts in any plan, at no higher TPI, if it is <= in
 
     m          bytes held,
     m + w      bytes at the peak of the layers so far (a later, larger transient replaces both alike),
+    s          bytes while the optimizer runs (where it can bind at all),
     t          TPI grows with t at least at rate 1,
     t + g      and with g at most at rate 1,
 
-so only the Pareto set of these four is kept. Labels are shared by *sequences of layer types* through a trie: equal
+so only the Pareto set of these is kept. Labels are shared by *sequences of layer types* through a trie: equal
 runs of layers are built once for each in-flight count, not once for each place.
 
 With a budget (an upper bound on the TPI worth finding) labels that no completion can bring under it are dropped
@@ -61,6 +62,7 @@ class Labels:
     t: FloatArray
     m: FloatArray
     w: FloatArray
+    s: FloatArray
     g: FloatArray
     entry: IntArray
     layout: IntArray
@@ -123,6 +125,7 @@ class ColumnBuilder:
         self._keys = [self._key(u) for u in range(problem.num_layers)]
         self._entries = [self._entry_classes(u) for u in range(problem.num_layers)]
         self._undominated: dict[tuple[int, int], IntArray] = {}
+        self._updates = any(table.step_bytes.any() for table in problem.layers)
 
     def build(
         self, allowed: Sequence[BoolArray], budget: float, deadline: Deadline, beam: int | None = None
@@ -238,10 +241,11 @@ class ColumnBuilder:
         held = table.bytes_in_flight(flight)[usable]
         time_s, step_s = table.time_s[usable], table.step_time_s[usable]
         transient, layout = table.transient_bytes[usable], table.layout[usable]
+        update = table.update_bytes[usable]
         if node.up is None:
             zero = np.zeros(len(usable), dtype=np.int64)
             entry = self._entries[u][layout]
-            labels = Labels(time_s, held, transient, step_s, entry, layout, zero, usable)
+            labels = Labels(time_s, held, transient, update, step_s, entry, layout, zero, usable)
         else:
             above = node.up.labels
             assert above is not None
@@ -253,6 +257,7 @@ class ColumnBuilder:
                 (above.t[:, None] + time_s[None, :] + move).ravel(),
                 (above.m[:, None] + held[None, :]).ravel(),
                 np.maximum(above.w[:, None], transient[None, :]).ravel(),
+                (above.s[:, None] + update[None, :]).ravel(),
                 (above.g[:, None] + step_s[None, :]).ravel(),
                 above.entry[rows],
                 layout[columns],
@@ -263,7 +268,8 @@ class ColumnBuilder:
 
     def _prune(self, labels: Labels, node: Node, flight: int, beam: int | None) -> Labels:
         limit = self.problem.memory_limit_bytes
-        keep = (labels.m + labels.w <= limit * (1 + MEMORY_SLACK)) & (labels.m <= node.spare)
+        most = limit * (1 + MEMORY_SLACK)
+        keep = (labels.m + labels.w <= most) & (labels.m <= node.spare) & (labels.s <= most)
         if node.caps is not None:
             multipliers = self._stage_multipliers(flight)
             slack = BUDGET_SLACK * np.abs(node.caps)
@@ -272,7 +278,8 @@ class ColumnBuilder:
                 keep &= (value <= row + more).all(axis=1)
         labels = labels.take(keep)
         peak = labels.m + labels.w
-        criteria = np.stack([labels.t, labels.t + labels.g, labels.m, peak], axis=1)
+        columns = [labels.t, labels.t + labels.g, labels.m, peak, *([labels.s] if self._updates else [])]
+        criteria = np.stack(columns, axis=1)
         group = labels.entry * self.problem.num_layouts + labels.layout
         labels = labels.take(pareto(criteria, group))
         return labels if beam is None or len(labels) <= beam else labels.take(self._beam(labels, beam))
@@ -298,6 +305,8 @@ class ColumnBuilder:
             else:
                 held = table.bytes_in_flight(flight)
                 columns = [table.time_s, table.time_s + table.step_time_s, held, held + table.transient_bytes]
+                if self._updates:
+                    columns.append(table.update_bytes)
                 kept = np.sort(pareto(np.stack(columns, axis=1), table.layout))
             self._undominated[key] = kept
         return self._undominated[key]

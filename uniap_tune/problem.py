@@ -15,11 +15,13 @@ subject to
     stages are non-empty intervals of the layers' order      pipeline engines             milp._order
     sum_u P[u,i] S[u] (m0[u] + f_i m1[u])
         + max_u P[u,i] S[u] w[u]  <=  memory limit           every stage i                milp._memory
+    sum_u P[u,i] S[u] (m0[u] + m2[u])  <=  memory limit      every stage i                milp._memory
     S[u] depends on u's place in its stage                   block recomputation          milp._leading
 
 where f_i is the number of micro-batches in flight on stage i. R and R' depend on the *layout* of a strategy only.
 w is memory that lives only while a layer runs (a recomputed layer, the logits), so a stage pays for its largest.
-An edge is charged R' on every link it crosses. For N = 1 the same formulas hold with one stage and no link.
+m2 is memory that only the optimizer needs, when no
+activation is alive. An edge is charged R' on every link it crosses. For N = 1 the same formulas hold with one stage and no link.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from uniap_tune.schedule import Schedule
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -39,13 +43,6 @@ BoolArray = NDArray[np.bool_]
 # Recomputed bytes may exceed the limit by this relative amount, for the rounding of a sum of floats; nothing
 # else is excused (solver tolerances are not).
 MEMORY_SLACK = 1e-12
-
-
-class Schedule(StrEnum):
-    """Pipeline schedules, by the micro-batches they keep in flight."""
-
-    ONE_F_ONE_B = "1f1b"
-    GPIPE = "gpipe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +56,7 @@ class LayerTable:
         static_bytes: [K] m0, bytes for the whole step.
         microbatch_bytes: [K] m1, bytes for each micro-batch in flight.
         transient_bytes: [K] w, bytes while the layer runs.
+        step_bytes: [K] m2, bytes while the optimizer runs.
     """
 
     layout: IntArray
@@ -67,6 +65,7 @@ class LayerTable:
     static_bytes: FloatArray
     microbatch_bytes: FloatArray
     transient_bytes: FloatArray
+    step_bytes: FloatArray
 
     @property
     def num_strategies(self) -> int:
@@ -76,6 +75,11 @@ class LayerTable:
     def bytes_in_flight(self, in_flight: int) -> FloatArray:
         """[K] bytes with ``in_flight`` micro-batches held, without transients."""
         return self.static_bytes + in_flight * self.microbatch_bytes
+
+    @property
+    def update_bytes(self) -> FloatArray:
+        """[K] bytes while the optimizer runs."""
+        return self.static_bytes + self.step_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +231,7 @@ def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
     time_s = [0.0] * problem.num_stages
     step_s = [0.0] * problem.num_stages
     held = [0.0] * problem.num_stages
+    update = [0.0] * problem.num_stages
     transient = [0.0] * problem.num_stages
     link_s = [0.0] * (problem.num_stages - 1)
     for u, table in enumerate(problem.layers):
@@ -234,6 +239,7 @@ def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
         time_s[i] += float(table.time_s[k])
         step_s[i] += float(table.step_time_s[k])
         held[i] += float(table.static_bytes[k]) + problem.in_flight(i) * float(table.microbatch_bytes[k])
+        update[i] += float(table.static_bytes[k]) + float(table.step_bytes[k])
         transient[i] = max(transient[i], float(table.transient_bytes[k]))
     for edge in problem.edges:
         u, v = edge.source, edge.target
@@ -243,7 +249,7 @@ def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
         for j in range(stage[u], stage[v]):
             link_s[j] += float(edge.send_s[a, b])
     objective = tpi(time_s, link_s, step_s, problem.num_microbatches)
-    total = tuple(h + w for h, w in zip(held, transient, strict=True))
+    total = tuple(max(h + w, s) for h, w, s in zip(held, transient, update, strict=True))
     return Evaluation(objective, tuple(time_s), tuple(link_s), tuple(step_s), total)
 
 

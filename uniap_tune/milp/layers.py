@@ -16,8 +16,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pulp
 
+from uniap_tune.milp.solvers import Limits, MilpAnswer, MilpSolver, lin_sum, solve_model
 from uniap_tune.problem import (
     Assignment,
     EdgeTable,
@@ -27,7 +29,6 @@ from uniap_tune.problem import (
     evaluate,
     infeasible,
 )
-from uniap_tune.milp.solvers import Limits, MilpAnswer, MilpSolver, lin_sum, solve_model
 
 Var = Any  # pulp.LpVariable; PuLP ships no types
 Expr = Any
@@ -146,9 +147,10 @@ def _order(problem: Problem, model: LayerModel) -> None:
 
 
 def _memory(problem: Problem, model: LayerModel) -> None:
-    """Bytes of a stage, as a part of the limit: what is held plus the largest transient."""
+    """Bytes of a stage, as a part of the limit: what is held plus the largest transient, and those of the update."""
     limit = problem.memory_limit_bytes
     transients = any(table.transient_bytes.any() for table in problem.layers)
+    updates = any(table.step_bytes.any() for table in problem.layers)
     for i in range(problem.num_stages):
         used: list[Expr] = []
         if transients:
@@ -161,14 +163,25 @@ def _memory(problem: Problem, model: LayerModel) -> None:
             held = table.bytes_in_flight(problem.in_flight(i))
             used.extend(float(m) / limit * var for m, var in zip(held, variables, strict=True) if m)
             # No strategy that cannot fit alone: it tightens the relaxation and costs nothing.
+            alone = np.maximum(held + table.transient_bytes, table.update_bytes)
             for k, var in enumerate(variables):
-                if not problem.fits(float(held[k] + table.transient_bytes[k])):
+                if not problem.fits(float(alone[k])):
                     var.upBound = 0
             if transients:
                 model.lp += peak >= lin_sum(
                     float(w) / limit * var for w, var in zip(table.transient_bytes, variables, strict=True) if w
                 )
         model.lp += lin_sum(used) <= 1
+        if updates:
+            model.lp += (
+                lin_sum(
+                    float(m) / limit * var
+                    for u, table in enumerate(problem.layers)
+                    for m, var in zip(table.update_bytes, model.x.get((u, i), ()), strict=False)
+                    if m
+                )
+                <= 1
+            )
 
 
 def _leading(problem: Problem, model: LayerModel) -> None:
