@@ -89,6 +89,7 @@ class Capabilities:
         zero_with_pipeline: ZeRO stages with pp > 1.
         tensor_with_pipeline: tp > 1 and pp > 1 together.
         sequence_parallel: tensor parallelism shards the sequence too.
+        context_parallel: cp > 1 at all.
         recompute: modes it offers.
         leading_recompute: full recompute of the first N blocks of every stage (Megatron's ``block``).
         gradient_bytes: bytes of an accumulated gradient in bf16/fp16 training.
@@ -101,6 +102,7 @@ class Capabilities:
     zero_with_pipeline: frozenset[int]
     tensor_with_pipeline: bool
     sequence_parallel: bool
+    context_parallel: bool
     recompute: frozenset[Recompute]
     leading_recompute: bool
     gradient_bytes: int
@@ -118,6 +120,7 @@ CAPABILITIES: dict[Target, Capabilities] = {
         zero_with_pipeline=frozenset({0, 1}),
         tensor_with_pipeline=True,
         sequence_parallel=True,
+        context_parallel=True,
         recompute=frozenset(Recompute),
         leading_recompute=True,
         gradient_bytes=4,
@@ -131,6 +134,7 @@ CAPABILITIES: dict[Target, Capabilities] = {
         zero_with_pipeline=frozenset({0, 1}),
         tensor_with_pipeline=False,
         sequence_parallel=False,
+        context_parallel=False,
         recompute=frozenset({Recompute.NONE, Recompute.FULL}),
         leading_recompute=False,
         gradient_bytes=2,
@@ -143,6 +147,7 @@ CAPABILITIES: dict[Target, Capabilities] = {
         zero_with_pipeline=frozenset({0, 1, 2, 3}),
         tensor_with_pipeline=True,
         sequence_parallel=True,
+        context_parallel=True,
         recompute=frozenset(Recompute),
         leading_recompute=False,
         gradient_bytes=4,

@@ -1,0 +1,209 @@
+"""The search space: which strategies are legal on the devices of a stage, and how a target groups them.
+
+A *family* is a set of strategies of which one MIQP may mix any. For a target that runs one grid for the whole
+model every grid is a family of its own; for ``any`` all strategies are one family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from uniap_tune.errors import InputError
+from uniap_tune.graph import LayerKind
+from uniap_tune.spec import Cluster, Job, Model, Recompute
+from uniap_tune.strategy import Capabilities, Strategy
+
+KNOBS = ("pp", "tp", "cp", "dp", "zero", "recompute", "mbs", "microbatches")
+
+# Context parallelism is tried from this sequence length on, or when there are more devices than samples. Below it
+# its ring exchange never pays [Empirical].
+_LONG_SEQUENCE = 16384
+_MAX_CP = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """What the user fixed, capped or forbade, by name of :data:`KNOBS`. Recompute modes go by their names."""
+
+    fix: Mapping[str, str] = field(default_factory=dict)
+    maximum: Mapping[str, int] = field(default_factory=dict)
+    forbid: frozenset[tuple[str, str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fix", MappingProxyType(dict(self.fix)))
+        object.__setattr__(self, "maximum", MappingProxyType(dict(self.maximum)))
+
+    def allows(self, knob: str, value: int | str) -> bool:
+        """Whether a knob may take this value."""
+        text = str(value)
+        if knob in self.fix and self.fix[knob] != text:
+            return False
+        if (knob, text) in self.forbid:
+            return False
+        return knob not in self.maximum or int(value) <= self.maximum[knob]
+
+
+def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str]) -> Knobs:
+    """``["tp=8"]`` … as :class:`Knobs`.
+
+    Raises:
+        InputError: an unknown knob or a value that is none.
+    """
+    caps = {}
+    for text in maximum:
+        knob, value = _split(text, "--max")
+        if knob == "recompute":
+            raise InputError("--max recompute: recompute has no order", fix="use --forbid recompute=full")
+        caps[knob] = int(value)
+    return Knobs(
+        fix=dict(_split(text, "--fix") for text in fix),
+        maximum=caps,
+        forbid=frozenset(_split(text, "--forbid") for text in forbid),
+    )
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    knob, equals, value = text.partition("=")
+    known = ", ".join(KNOBS)
+    if not equals or knob not in KNOBS:
+        raise InputError(f"{option} {text}: not of the form KNOB=VALUE", why=f"the knobs are {known}", fix="e.g. tp=8")
+    if knob == "recompute":
+        if value not in set(Recompute):
+            modes = ", ".join(Recompute)
+            raise InputError(f"{option} {text}: unknown recompute mode {value!r}", fix=f"one of {modes}")
+        return knob, value
+    if not value.isdecimal() or (int(value) == 0 and knob != "zero") or (knob == "zero" and int(value) > 3):
+        raise InputError(f"{option} {text}: {value!r} is no possible value of {knob}", fix="give a whole number")
+    return knob, str(int(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Strategies one MIQP may mix, for transformer blocks; other layers use the same grids without recompute.
+
+    ``leading``: the blocks recomputed in full are the first N of each stage, N to be chosen.
+    """
+
+    blocks: tuple[Strategy, ...]
+    leading: bool = False
+
+    def strategies(self, kind: LayerKind) -> tuple[Strategy, ...]:
+        """The choices of a layer of this kind, simplest first."""
+        if kind is LayerKind.BLOCK:
+            return self.blocks
+        return tuple(dict.fromkeys(replace(s, recompute=Recompute.NONE) for s in self.blocks))
+
+    @property
+    def name(self) -> str:
+        """Short form for reports."""
+        grids = {(s.tp, s.cp, s.dp, s.zero) for s in self.blocks}
+        if len(grids) > 1:
+            return f"{len(self.blocks)} strategies"
+        text = replace(self.blocks[0], recompute=Recompute.NONE).describe()
+        if self.leading:
+            return f"{text} rc-block"
+        mode = self.blocks[0].recompute
+        return text if mode is Recompute.NONE else f"{text} rc-{mode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The legal space of one job on one cluster for one target."""
+
+    model: Model
+    cluster: Cluster
+    job: Job
+    capabilities: Capabilities
+    knobs: Knobs = field(default_factory=Knobs)
+
+    def pipeline_sizes(self) -> list[int]:
+        """Numbers of stages: divisors of the device count with at least one layer each, embedding and head counted."""
+        layers = self.model.num_layers + 2
+        return [p for p in divisors(self.cluster.num_devices) if p <= layers and self.knobs.allows("pp", p)]
+
+    def microbatch_counts(self) -> list[int]:
+        """Numbers of micro-batches: divisors of the global batch."""
+        return [c for c in divisors(self.job.global_batch) if self.knobs.allows("microbatches", c)]
+
+    def strategies(self, pp: int) -> list[Strategy]:
+        """All legal strategies of a transformer block on the devices of a stage, simplest first."""
+        found = [s for grid in self._grids(pp) for s in self._with_recompute(grid)]
+        return sorted(found, key=lambda s: s.simplicity)
+
+    def families(self, pp: int, num_microbatches: int) -> list[Family]:
+        """The families of one (pp, c); strategies whose replicas cannot share a micro-batch evenly are left out."""
+        samples = self.job.global_batch // num_microbatches
+        usable = [
+            s for s in self.strategies(pp) if samples % s.dp == 0 and self.knobs.allows("mbs", samples // s.dp)
+        ]
+        if not usable:
+            return []
+        if not self.capabilities.uniform:
+            return [Family(tuple(usable))]
+        families = [Family((s,)) for s in usable]
+        if self.capabilities.leading_recompute:
+            plain = {replace(s, recompute=Recompute.NONE): s for s in usable if s.recompute is Recompute.FULL}
+            families += [Family((s, plain[s]), leading=True) for s in usable if s in plain]
+        return families
+
+    def _grids(self, pp: int) -> Iterator[Strategy]:
+        size = self.cluster.num_devices // pp
+        zeros = self.capabilities.zero_with_pipeline if pp > 1 else self.capabilities.zero
+        for tp in divisors(size):
+            if not self._tensor_legal(tp, pp):
+                continue
+            for cp in divisors(size // tp):
+                dp = size // (tp * cp)
+                if not self._context_legal(cp) or not self.knobs.allows("dp", dp):
+                    continue
+                sequence_parallel = self.capabilities.sequence_parallel and tp > 1 and self._sequence_splits(tp * cp)
+                for zero in sorted(zeros):
+                    if (zero and dp * cp == 1) or not self.knobs.allows("zero", zero):
+                        continue
+                    yield Strategy(tp=tp, cp=cp, dp=dp, zero=zero, sequence_parallel=sequence_parallel)
+
+    def _with_recompute(self, grid: Strategy) -> Iterator[Strategy]:
+        for mode in sorted(self.capabilities.recompute & self.job.allowed_recompute):
+            if mode is Recompute.SELECTIVE and self.job.flash_attention:
+                continue  # FlashAttention already recomputes the attention core (arXiv 2205.14135)
+            if self.knobs.allows("recompute", mode):
+                yield replace(grid, recompute=mode)
+
+    def _tensor_legal(self, tp: int, pp: int) -> bool:
+        model = self.model
+        if not self.knobs.allows("tp", tp):
+            return False
+        if tp == 1:
+            return True
+        if pp > 1 and not self.capabilities.tensor_with_pipeline:
+            return False
+        asked = "tp" in self.knobs.fix or "tp" in self.knobs.maximum
+        if tp > self.cluster.fast_domain and not asked:
+            return False  # tensor parallelism across the slow network is tried only when asked for
+        divides = model.num_heads % tp == 0 and model.ffn_size % tp == 0
+        return divides and (model.num_kv_heads % tp == 0 or tp % model.num_kv_heads == 0)
+
+    def _context_legal(self, cp: int) -> bool:
+        if cp == 1:
+            return self.knobs.allows("cp", 1)
+        job = self.job
+        asked = "cp" in self.knobs.fix or "cp" in self.knobs.maximum
+        long = job.seq_length >= _LONG_SEQUENCE or self.cluster.num_devices > job.global_batch
+        wanted = asked or (self.capabilities.context_parallel and long and cp <= _MAX_CP)
+        return (
+            wanted
+            and self.capabilities.context_parallel
+            and self.knobs.allows("cp", cp)
+            and job.seq_length % (2 * cp) == 0
+        )
+
+    def _sequence_splits(self, ways: int) -> bool:
+        return self.job.seq_length % ways == 0
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors in rising order."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
