@@ -103,6 +103,8 @@ def llama4(keys: Keys) -> Facts:
     rope_layers = keys.sequence("no_rope_layers")  # 1: has rotary positions, 0: has none
     interval = keys.size("no_rope_layer_interval")
     layers = keys.layers("num_hidden_layers")
+    if rope_layers and len(rope_layers) != layers:
+        keys.refuse("no_rope_layers", f"a list of num_hidden_layers ({layers}) entries")
     rope = rope_layers or [int((i + 1) % interval != 0) for i in range(layers)]
     kinds = ["chunked_attention" if has_rope else "full_attention" for has_rope in rope]
     width = keys.size("intermediate_size")

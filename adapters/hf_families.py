@@ -58,6 +58,11 @@ _GPT_NEOX_DEFAULTS = {
     "attention_bias": True,
     "partial_rotary_factor": 0.25,
 }
+_OPT_NAMES = {
+    "intermediate_size": ("ffn_dim",),
+    "hidden_act": ("activation_function",),
+    "hidden_dropout": ("dropout",),
+}
 _OPT_DEFAULTS = {
     "hidden_act": "relu",
     "max_position_embeddings": 2048,
@@ -204,7 +209,7 @@ FAMILIES: Mapping[str, Family] = {
         hf_facts.nemotron,
         {"hidden_act": "relu2", "norm_eps": 1e-5, "max_position_embeddings": 4096, "partial_rotary_factor": 0.5},
     ),
-    "opt": Family(hf_facts.opt, _OPT_DEFAULTS, {"intermediate_size": ("ffn_dim",), "hidden_dropout": ("dropout",)}),
+    "opt": Family(hf_facts.opt, _OPT_DEFAULTS, _OPT_NAMES),
     "phi3": Family(
         hf_facts.mistral,
         {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from uniap_tune.adapters import read_model as read_any_model
 from uniap_tune.adapters.hf_families import FAMILIES
@@ -214,6 +217,34 @@ def test_nothing_of_the_file_is_executed_or_followed() -> None:
     assert model == parse()
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "falcon-40b", "gemma-3-27b", "llama-4-maverick", "deepseek-v3", "qwen3-30b-a3b"]
+)
+def test_damaged_configurations_are_refused_or_read_but_never_crash(name: str) -> None:
+    values = json.loads((files("uniap_tune.data") / "models" / f"{name}.json").read_text())
+    extra = ["layer_types", "no_rope_layers", "moe_layers", "rope_parameters", "n_inner", "num_key_value_heads"]
+
+    @settings(max_examples=100, database=None)
+    @given(damage=st.dictionaries(st.sampled_from([*values, *extra]), JSON, min_size=1, max_size=3))
+    def check(damage: dict[str, Any]) -> None:
+        try:
+            outcome = (
+                f"config.json: {parameter_count(parse_config({**values, **damage}, file='config.json', name=name))}"
+            )
+        except InputError as error:
+            outcome = error.what
+        assert outcome.startswith("config.json: ")
+
+    check()
+
+
 # --- what families mean ---
 
 
@@ -333,6 +364,28 @@ def test_expert_layers() -> None:
 def test_expert_layers_of_no_known_pattern_are_refused(layers: list[Any]) -> None:
     text = refused(model_type="llama4_text", num_hidden_layers=4, moe_layers=layers)
     assert "moe_layers" in text
+
+
+def test_layers_without_rotary_positions_need_an_entry_each() -> None:
+    assert "no_rope_layers must be a list of num_hidden_layers (3)" in refused(
+        model_type="llama4_text", no_rope_layers=[1, 0]
+    )
+    model = parse(model_type="llama4_text", no_rope_layers=[1, 1, 0], attention_chunk_size=16)
+    assert (model.window, model.window_global_every) == (16, 3)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("gpt2", "activation_function"),
+        ("opt", "activation_function"),
+        ("falcon", "activation"),
+        ("llama", "hidden_act"),
+    ],
+)
+def test_activation_key_of_each_family(family: str, key: str) -> None:
+    sizes = {"ffn_dim": 128, "n_embd": 64}
+    assert parse(model_type=family, **sizes, **{key: "quick_gelu"}).activation == "quick_gelu"
 
 
 def test_architectures_that_are_not_modelled_are_refused_by_name() -> None:
