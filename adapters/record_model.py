@@ -49,7 +49,9 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
     head_dim = count(fields, "head_dim", "kv_channels")
     if head_dim is None:
         if hidden % heads:
-            raise InputError(f"record's hidden size {hidden} is not a multiple of its {heads} heads", fix="add head_dim")
+            raise InputError(
+                f"record's hidden size {hidden} is not a multiple of its {heads} heads", fix="add head_dim"
+            )
         head_dim = hidden // heads
     mla = _latent(fields, name, assumptions)
     seq = required({**fields, **record}, "seq_length", "seq", "sequence_length")

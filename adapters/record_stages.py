@@ -66,7 +66,9 @@ def _strategy(row: object) -> tuple[Strategy, int]:
     if any(isinstance(part, int | float) and part > 0 for part in row[7:]) or (
         isinstance(row[6], int | float) and row[6] > 0
     ):
-        raise SkippedRecordError("record offloads to the host, which is not modelled", fix="give records without offload")
+        raise SkippedRecordError(
+            "record offloads to the host, which is not modelled", fix="give records without offload"
+        )
     micro_batch, dp, tp = (max(1, value) for value in numbers[:3])
     zero = 3 if numbers[3] else 2 if numbers[4] else 1 if numbers[5] else 0
     return Strategy(tp=tp, dp=dp, zero=zero), micro_batch

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniap_tune import hardware
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.errors import InputError
-from uniap_tune.graph import LayerKind, build_graph
-from uniap_tune.predict import Layers, Run, uniform_chunks
-from uniap_tune.spec import Cluster, DType, Job, Link, Model, Precision, Recompute
+from uniap_tune.graph import build_graph
+from uniap_tune.predict import Run, uniform_chunks
+from uniap_tune.spec import DType, Job, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
+from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
+from .record_megatron import leading_recompute, read_megatron_run
 from .record_model import read_record_model
 from .record_stages import staged_chunks
 
@@ -85,6 +86,8 @@ def read_run(record: Fields) -> Run:
         raise SkippedRecordError(f"{task} trains adapters, not the model", fix="give records of full training")
     if count(record, "num_gpus") is None and mapping(record, "args") is None:
         raise SkippedRecordError("record has no num_gpus", fix="add num_gpus")
+    if mapping(record, "args") is not None:
+        return read_megatron_run(record)
     return _Reader(record).run()
 
 
@@ -172,7 +175,7 @@ class _Reader:
         virtual = self._virtual_stages(pp, run.model.num_layers)
         chunks = uniform_chunks([layer.type for layer in build_graph(run.model).layers], strategy, pp, virtual)
         if leading is not None:
-            chunks = tuple(_leading_recompute(chunk, leading) for chunk in chunks)
+            chunks = tuple(leading_recompute(chunk, leading) for chunk in chunks)
         micro_batch = micro_batch_size * dp
         return replace(
             run,
@@ -255,70 +258,3 @@ class _Reader:
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
         whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
         return Runtime(cuda_graphs=whole and implementation != "none", fused_kernels=not legacy)
-
-
-def _leading_recompute(chunk: tuple[Layers, ...], leading: int) -> tuple[Layers, ...]:
-    """Recomputes only the first ``leading`` blocks of a chunk (Megatron's ``--recompute-method block``)."""
-    result: list[Layers] = []
-    left = float(leading)
-    for layers in chunk:
-        if layers.type.kind is not LayerKind.BLOCK:
-            result.append(layers)
-            continue
-        taken = min(left, layers.count)
-        left -= taken
-        if taken:
-            result.append(replace(layers, count=taken))
-        if layers.count > taken:
-            plain = replace(layers.strategy, recompute=Recompute.NONE)
-            result.append(Layers(type=layers.type, strategy=plain, count=layers.count - taken))
-    return tuple(result)
-
-
-def read_record_cluster(record: Fields, num_gpus: int) -> Cluster:
-    """The cluster of a record: its GPU in the node it usually comes in, unless the record says otherwise.
-
-    ``gpu`` or ``hardware`` names the GPU; "8/node" in it gives the devices of a node, "800 Gbps" its network.
-
-    Raises:
-        SkippedRecordError: no GPU, or one without shipped facts.
-    """
-    words = text(record, "gpu", "hardware")
-    memory = count(record, "gpu_mem_gb")
-    name = _device_name(words, memory)
-    device = hardware.device(name)
-    node = hardware.node_defaults(name)
-    stated = re.search(r"(\d+)\s*/\s*node", words)
-    per_node = min(num_gpus, int(stated.group(1)) if stated else node.devices)
-    nodes = -(-num_gpus // per_node)
-    inter, rails = node.inter, node.rails_for(per_node)
-    speed = re.search(r"(\d+)\s*gbps", words, re.IGNORECASE)
-    if speed:
-        inter, rails = Link(bandwidth=float(speed.group(1)) * 1e9 / 8, latency_s=inter.latency_s), 1
-    return Cluster(
-        name=f"{nodes}x{per_node}:{device.name}",
-        device=device,
-        num_nodes=nodes,
-        devices_per_node=per_node,
-        intra=node.intra,
-        inter=inter,
-        rails_per_node=rails,
-        domain_size=node.domain_for(per_node),
-    )
-
-
-def _device_name(words: str, memory: int | None) -> str:
-    """The longest beginning of a hardware description that names a shipped GPU; its memory picks the variant."""
-    tokens = words.replace(",", " ").split()
-    if not tokens:
-        raise SkippedRecordError("record names no GPU", fix="add gpu")
-    guesses = [f"{tokens[0]}-{memory}gb"] if memory else []
-    guesses += ["-".join(tokens[:length]) for length in range(len(tokens), 0, -1)]
-    for guess in guesses:
-        try:
-            return hardware.canonical_name(guess)
-        except InputError:
-            continue
-    raise SkippedRecordError(f"unknown GPU {words[:40]!r}", fix="use a shipped device's name")
-
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.parts import LayerCost
@@ -32,7 +33,8 @@ class Run:
     """A training run: what, where, how, and how it is cut.
 
     ``chunks`` are the model's parts in order; chunk k is on stage k % pp (as virtual stages are numbered in
-    Megatron-LM). ``micro_batch`` is in samples, over all replicas. ``last_stage_only``: its memory was logged by the
+    Megatron-LM). ``micro_batch`` is in samples, over all replicas. ``microbatch_group``: micro-batches a
+    chunk runs in a row when stages are virtual, by default pp. ``last_stage_only``: its memory was logged by the
     last stage alone. ``exact`` is False if a field that matters was missing and had to be assumed.
     """
 
@@ -47,6 +49,7 @@ class Run:
     micro_batch: int
     num_microbatches: int
     schedule: Schedule = Schedule.ONE_F_ONE_B
+    microbatch_group: int | None = None
     last_stage_only: bool = False
     exact: bool = True
     assumptions: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ def _step_seconds(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pr
     layouts = [chunk[0].layers.strategy.layout for chunk in chunks[: run.pp]]
     links = [
         cost_model.send_seconds(source, target, microbatch=run.micro_batch, pp=run.pp)
-        for source, target in zip(layouts, layouts[1:], strict=False)
+        for source, target in pairwise(layouts)
     ]
     return step_seconds(stages, links, run.num_microbatches, run.virtual_stages) + max(once)
 
@@ -146,15 +149,18 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     while it runs; or the optimizer's own need, when it is larger.
     """
     own = [chunk for index, chunk in enumerate(chunks) if index % run.pp == stage]
-    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule)
+    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, run.microbatch_group)
     static = sum(p.layers.count * p.cost.static for chunk in own for p in chunk)
     step = sum(p.layers.count * p.cost.step_bytes for chunk in own for p in chunk)
     flight = sum(
         count * p.layers.count * p.cost.microbatch for chunk, count in zip(own, held, strict=True) for p in chunk
     )
     transient = max((p.cost.transient_bytes for chunk in own for p in chunk), default=0.0)
-    steady = static + step + cost_model.buffer_bytes()
-    return StageBytes(steady, max(static + cost_model.buffer_bytes() + flight + transient, steady))
+    strategy = own[0][0].layers.strategy
+    samples = max(1, run.micro_batch // strategy.dp)
+    buffers = cost_model.buffer_bytes(strategy, samples=samples, virtual_stages=len(own))
+    steady = static + step + buffers + cost_model.pipeline_bytes(strategy, samples=samples, pp=run.pp)
+    return StageBytes(steady, max(static + buffers + flight + transient, steady))
 
 
 def uniform_chunks(

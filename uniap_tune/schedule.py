@@ -16,7 +16,9 @@ class Schedule(StrEnum):
     GPIPE = "gpipe"
 
 
-def step_seconds(stages: Sequence[float], links: Sequence[float], num_microbatches: int, virtual_stages: int = 1) -> float:
+def step_seconds(
+    stages: Sequence[float], links: Sequence[float], num_microbatches: int, virtual_stages: int = 1
+) -> float:
     """Seconds from the first forward to the last backward of a step.
 
     Without virtual stages: the first micro-batch passes every stage and link; the slowest stage, which in 1F1B waits
@@ -39,23 +41,29 @@ def step_seconds(stages: Sequence[float], links: Sequence[float], num_microbatch
 
 
 def chunks_in_flight(
-    stage: int, num_stages: int, num_microbatches: int, virtual_stages: int = 1, schedule: Schedule = Schedule.ONE_F_ONE_B
+    stage: int,
+    num_stages: int,
+    num_microbatches: int,
+    virtual_stages: int = 1,
+    schedule: Schedule = Schedule.ONE_F_ONE_B,
+    group: int | None = None,
 ) -> list[int]:
     """Micro-batches whose activations a stage holds at its fullest, for each of its model chunks.
 
     1F1B: min(m, p - i) (arXiv 2104.04473). Interleaved: 2 (p - i - 1) + (v - 1) p warm-up passes and the one being
-    run (Megatron-LM, schedules.py), taken by the chunks in groups of p. GPipe: all of them.
+    run (Megatron-LM, schedules.py), taken by the chunks in groups of p, or of ``group``. GPipe: all of them.
     """
     if schedule is Schedule.GPIPE:
         return [num_microbatches] * virtual_stages
     if virtual_stages == 1:
         return [min(num_microbatches, num_stages - stage)]
-    passes = 2 * (num_stages - stage - 1) + (virtual_stages - 1) * num_stages + 1
+    group = group or num_stages
+    passes = 2 * (num_stages - stage - 1) + (virtual_stages - 1) * group + 1
     passes = min(passes, num_microbatches * virtual_stages)
     held = [0] * virtual_stages
     chunk = 0
     while passes > 0:
-        taken = min(passes, num_stages)
+        taken = min(passes, group)
         held[chunk % virtual_stages] += taken
         passes -= taken
         chunk += 1

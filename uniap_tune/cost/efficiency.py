@@ -39,6 +39,10 @@ class Efficiency:
         tp_exposed: part of the tensor-parallel communication that the engine's overlap cannot hide.
         dp_overlap: part of backward (forward) behind which gradient reduction (parameter gather) hides.
         dp_exposed: part of data-parallel communication that slows compute even when hidden.
+        cublas_workspace_mib: workspace of one cuBLAS handle; the forward and the backward thread have one each.
+        engine_workspace_mib: workspace of TransformerEngine's GEMMs.
+        attention_copies: fused attention works on (batch, sequence) order and keeps a copy of its output in the
+            order of the layer, unless the micro-batch is one sample (FlashAttention; cuDNN's takes either order).
         band: half-width of the 80% error band of a step time, as a fraction, from cross-validation.
         memory_band: the same for memory.
     """
@@ -58,6 +62,9 @@ class Efficiency:
     tp_exposed: float
     dp_overlap: float
     dp_exposed: float
+    cublas_workspace_mib: float
+    engine_workspace_mib: float
+    attention_copies: bool
     band: float
     memory_band: float
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniap_tune.cost.compute import head_widths
+from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import DType, Job, Model, QkNorm, Recompute
@@ -51,7 +53,7 @@ class Activations:
 class MemoryModel:
     """Counts bytes of layers of one job."""
 
-    def __init__(self, model: Model, job: Job, capabilities: Capabilities, runtime: Runtime) -> None:
+    def __init__(self, model: Model, job: Job, capabilities: Capabilities, runtime: Runtime, efficiency: Efficiency) -> None:
         self._model = model
         self._job = job
         self._runtime = runtime
@@ -59,6 +61,7 @@ class MemoryModel:
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
+        self._attention_copies = efficiency.attention_copies
         # Gradients kept narrower than fp32 are copied to fp32 when the optimizer runs, the copy freed after it.
         self._step_bytes = 4 if precision.master_bytes and self._gradient_bytes < 4 else 0
         self._parameters: dict[tuple[object, ...], Parameters] = {}
@@ -87,7 +90,7 @@ class MemoryModel:
 
         Dense parameters shard over dp * cp ranks, experts over the ranks that hold the same experts.
         """
-        shard = strategy.dp * strategy.cp
+        shard = max(1, strategy.dp * strategy.cp // self._runtime.optimizer_instances)
         expert_shard = max(1, strategy.num_devices // (strategy.ep * strategy.etp))
         full = parameters.total
         sharded = parameters.dense / shard + parameters.expert / expert_shard
@@ -149,7 +152,8 @@ class MemoryModel:
         heads = samples * model.num_heads / strategy.tp
         rows = seq / strategy.cp
         if self._job.flash_attention:
-            return 4 * heads * rows  # fp32 log-sum-exp
+            copies = self._width * heads * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
+            return 4 * heads * rows + copies  # fp32 log-sum-exp
         matrices = self._width + (self._width + 1 if model.attention_dropout else 0)
         return matrices * heads * rows * seq
 

@@ -44,8 +44,10 @@ from uniap_tune.weights import layer_parameters
 _CONTEXT_BYTES = 0.6 * GIB
 # NCCL allocates about this much for the channels of a communicator [Empirical]; Megatron makes about eight.
 _NCCL_BYTES = 8 * 128 * MIB
-# cuBLAS workspace (32 MiB on Hopper, 8 MiB and two streams before it) and TransformerEngine's [Empirical].
-_WORKSPACE_BYTES = 20 * MIB
+# CUBLAS_WORKSPACE_CONFIG=:4096:8, which deterministic mode demands: eight buffers of 4096 KiB.
+_DETERMINISTIC_WORKSPACE_MIB = 32.0
+# Border tensors a stage keeps for receiving and sending [Empirical].
+_BORDER_BUFFERS = 3.4
 # Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
 _FRAGMENTATION = 0.03
 # Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
@@ -97,7 +99,7 @@ class CostModel:
         self.efficiency = efficiency or efficiency_for(cluster.device)
         self._network = Network(cluster, self.efficiency)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
-        self._memory = MemoryModel(model, job, capabilities, self.runtime)
+        self._memory = MemoryModel(model, job, capabilities, self.runtime, self.efficiency)
         self._width = job.precision.param_bytes
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
         self._comm_cache: dict[tuple[LayerType, Shape], _Communication] = {}
@@ -171,11 +173,9 @@ class CostModel:
 
     def _transient(self, layer: LayerType, parameters: Parameters, strategy: Strategy, samples: int, pp: int) -> float:
         """Bytes while the layer runs: a weight gradient before it is accumulated, gathered ZeRO-3 parameters and
-        the gradient to be scattered, receive and send buffers at a stage's border (3.4 tensors [Empirical])."""
+        the gradient to be scattered, receive and send buffers at a stage's border."""
         width = self._width
-        sp = strategy.tp if strategy.sequence_parallel else 1
-        border = width * samples * self.job.seq_length / strategy.cp * self.model.hidden_size / sp
-        buffers = 3.4 * border if pp > 1 else 0.0
+        buffers = self.pipeline_bytes(strategy, samples=samples, pp=pp)
         gradient = width * parameters.total if layer.kind is LayerKind.BLOCK else 0.0
         gathered = 0.0
         if strategy.zero >= 3 and strategy.dp * strategy.cp > 1:
@@ -340,9 +340,30 @@ class CostModel:
         """Bytes of a device that a plan must leave free besides the layers': CUDA context, NCCL, fragmentation."""
         return _CONTEXT_BYTES + _NCCL_BYTES + _FRAGMENTATION * self.cluster.device.memory_bytes
 
-    def buffer_bytes(self) -> float:
-        """Persistent workspaces that the framework's allocator holds on every stage: cuBLAS and TransformerEngine."""
-        return _WORKSPACE_BYTES
+    def buffer_bytes(self, strategy: Strategy, *, samples: int, virtual_stages: int = 1) -> float:
+        """Persistent buffers of a stage that the framework's allocator holds, beyond those in ``transient_bytes``:
+        workspaces of cuBLAS and TransformerEngine, the attention matrix of local layers, and what interleaving
+        receives ahead (4 + v border tensors in all [Empirical])."""
+        efficiency, runtime, job = self.efficiency, self.runtime, self.job
+        handle = _DETERMINISTIC_WORKSPACE_MIB if runtime.deterministic else efficiency.cublas_workspace_mib
+        workspace = 2 * handle * MIB
+        if runtime.transformer_engine:
+            workspace += efficiency.engine_workspace_mib * MIB
+        elif not job.flash_attention:
+            heads = samples * self.model.num_heads / strategy.tp
+            workspace += self._width * heads * job.seq_length**2 / strategy.cp
+        if virtual_stages > 1:
+            workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
+        return workspace
+
+    def pipeline_bytes(self, strategy: Strategy, *, samples: int, pp: int) -> float:
+        """Receive and send buffers of a stage, which ``transient_bytes`` contains."""
+        return _BORDER_BUFFERS * self.border_bytes(strategy, samples) if pp > 1 else 0.0
+
+    def border_bytes(self, strategy: Strategy, samples: int) -> float:
+        """Bytes of one hidden-width tensor of a micro-batch on one device."""
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        return self._width * samples * self.job.seq_length / strategy.cp * self.model.hidden_size / sp
 
     def step_flops(self) -> float:
         """Model FLOPs of one optimizer step: 6 for each parameter of a matrix and token, and attention (causal:

@@ -23,6 +23,11 @@ class Runtime:
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
         loss_traffic: bytes a logit moves through memory, forward and backward.
         vocab_multiple: the vocabulary is padded to a multiple of this times tp (Megatron: 128); 1: not padded.
+        optimizer_instances: copies of the sharded optimizer states among the data-parallel ranks (Megatron's
+            ``--num-distributed-optimizer-instances``).
+        deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
+        transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
+            one s x s buffer for its matrix products.
     """
 
     cuda_graphs: bool = False
@@ -31,6 +36,9 @@ class Runtime:
     loss_bytes: float = 6.0
     loss_traffic: float = 29.0
     vocab_multiple: int = 128
+    optimizer_instances: int = 1
+    deterministic: bool = False
+    transformer_engine: bool = True
 
 
 def default_runtime(capabilities: Capabilities) -> Runtime:
