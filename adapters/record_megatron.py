@@ -212,6 +212,7 @@ def _runtime(args: Fields) -> Runtime:
         optimizer_instances=count(args, "num-distributed-optimizer-instances") or 1,
         fused_kernels=text(args, "transformer-impl") != "local",
         transformer_engine=text(args, "transformer-impl") != "local",
+        gradient_fusion=not flag(args, "no-gradient-accumulation-fusion"),
         deterministic=bool(flag(args, "deterministic-mode")),
     )
 

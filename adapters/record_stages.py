@@ -26,6 +26,12 @@ class Staged:
     pp: int
     chunks: tuple[tuple[Layers, ...], ...]
     micro_batch: int
+    assumption: str = ""
+
+
+def is_staged(record: Fields) -> bool:
+    """Whether the record lists its stages."""
+    return record.get("strategy") is not None or record.get("ops_per_stage") is not None
 
 
 def staged_chunks(record: Fields, model: Model) -> Staged | None:
@@ -91,7 +97,7 @@ def _by_operators(record: Fields, model: Model) -> Staged:
         strategy = Strategy(tp=tp[stage], dp=dp[stage])
         chunks.append(_stage(model, strategy, blocks, share, int(first), stage, len(operators)))
         first += blocks
-    return Staged(len(operators), tuple(chunks), mbs * max(dp))
+    return Staged(len(operators), tuple(chunks), mbs * max(dp), "recomputed operators counted in whole blocks")
 
 
 def _stage(

@@ -23,7 +23,7 @@ from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
 from .record_megatron import leading_recompute, read_megatron_run
 from .record_model import read_record_model
-from .record_stages import staged_chunks
+from .record_stages import is_staged, staged_chunks
 
 _FORMATS = {
     "fp32": DType.FP32, "fp16": DType.FP16, "bf16": DType.BF16, "fp8": DType.FP8, "fp8-cs": DType.FP8,
@@ -104,7 +104,7 @@ class _Reader:
         record = self._record
         dtype = self._dtype()
         legacy = dtype is DType.FP16
-        parsed = read_record_model(record, dropout=0.1 if legacy else 0.0)
+        parsed = read_record_model(record, dropout=self._dropout(legacy))
         self._assumptions += parsed.assumptions
         num_gpus = required(record, "num_gpus")
         cluster = read_record_cluster(record, num_gpus)
@@ -132,6 +132,8 @@ class _Reader:
             num_microbatches=1,
         )
         if staged is not None:
+            if staged.assumption:
+                self._assume(staged.assumption)
             run = replace(
                 run,
                 pp=staged.pp,
@@ -142,6 +144,13 @@ class _Reader:
         else:
             run = self._uniform(run, num_gpus, legacy)
         return replace(run, exact=self._exact, assumptions=tuple(self._assumptions))
+
+    def _dropout(self, legacy: bool) -> float:
+        """GPT pre-training in fp16 used 0.1 (Megatron's default); planners' benchmarks, with their stages, none."""
+        if not legacy or is_staged(self._record):
+            return 0.0
+        self._assumptions.append("dropout 0.1 where the model is a GPT")
+        return 0.1
 
     def _uniform(self, run: Run, num_gpus: int, legacy: bool) -> Run:
         """One strategy for all layers, from the record's degrees."""
@@ -257,4 +266,10 @@ class _Reader:
         scope = self._settings.get("cuda_graph_scope")
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
         whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
-        return Runtime(cuda_graphs=whole and implementation != "none", fused_kernels=not legacy)
+        return Runtime(
+            cuda_graphs=whole and implementation != "none",
+            fused_kernels=not legacy,
+            transformer_engine=not legacy,
+            gradient_fusion=not legacy,
+            loss_bytes=6.0 if legacy else 4.0,
+        )

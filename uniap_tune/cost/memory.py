@@ -61,7 +61,7 @@ class MemoryModel:
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
-        self._attention_copies = efficiency.attention_copies
+        self._attention_copies = efficiency.attention_copies and runtime.transformer_engine
         # Gradients kept narrower than fp32 are copied to fp32 when the optimizer runs, the copy freed after it.
         self._step_bytes = 4 if precision.master_bytes and self._gradient_bytes < 4 else 0
         self._parameters: dict[tuple[object, ...], Parameters] = {}
@@ -180,6 +180,13 @@ class MemoryModel:
         if model.embedding_norm:
             kept += self._width * tokens * model.hidden_size / sp
         return Activations(kept, self._width * tokens * model.hidden_size)
+
+    def head_backward(self, strategy: Strategy, samples: int) -> float:
+        """Bytes of activations while the output matrix gets its gradient: of the logits, and the norm's."""
+        tokens = samples * self._job.seq_length / strategy.cp
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        vocab = pad_vocabulary(self._model.vocab_size, self._runtime.vocab_multiple, strategy.tp) / strategy.tp
+        return self._width * tokens * (2 * self._model.hidden_size / sp + vocab)
 
     def _head(self, strategy: Strategy, samples: int) -> Activations:
         """The final norm and the logits; a micro-batch's backward follows its forward at once on the last stage."""

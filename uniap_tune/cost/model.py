@@ -105,6 +105,8 @@ class CostModel:
         self._comm_cache: dict[tuple[LayerType, Shape], _Communication] = {}
         self._moves: dict[tuple[Layout, Layout], Move] = {}
         self._tied_embedding = model.tied_embeddings
+        types = {layer.type for layer in build_graph(model).layers}
+        self._blocks = sorted((t for t in types if t.kind is LayerKind.BLOCK), key=repr)
 
     # ---- layers -------------------------------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class CostModel:
     ) -> LayerCost:
         states = self._memory.states(parameters, strategy)
         activations = self._memory.activations(layer, strategy, samples)
-        transient = activations.transient + self._transient(layer, parameters, strategy, samples, pp)
+        transient = self._transient(layer, parameters, strategy, samples, pp, activations.transient)
         return LayerCost(
             forward_s=forward_s,
             backward_s=backward_s,
@@ -171,18 +173,30 @@ class CostModel:
             step_bytes=states.step,
         )
 
-    def _transient(self, layer: LayerType, parameters: Parameters, strategy: Strategy, samples: int, pp: int) -> float:
-        """Bytes while the layer runs: a weight gradient before it is accumulated, gathered ZeRO-3 parameters and
-        the gradient to be scattered, receive and send buffers at a stage's border."""
-        width = self._width
-        buffers = self.pipeline_bytes(strategy, samples=samples, pp=pp)
-        gradient = width * parameters.total if layer.kind is LayerKind.BLOCK else 0.0
+    def _transient(
+        self, layer: LayerType, parameters: Parameters, strategy: Strategy, samples: int, pp: int, alive: float
+    ) -> float:
+        """Bytes while the layer runs: activations ``alive`` only then, weight gradients before they are accumulated,
+        gathered ZeRO-3 parameters, gradients to be scattered, receive and send buffers at a stage's border."""
+        gradient = self._width * parameters.total
+        if layer.kind is LayerKind.EMBEDDING:
+            gradient = 0.0
+        elif layer.kind is LayerKind.HEAD:
+            # the loss, or after it the gradients of logits and output matrix; beside it the dummies of a block
+            alive, gradient = max(alive, gradient + self._memory.head_backward(strategy, samples)), 0.0
+            if self.runtime.gradient_fusion:
+                gradient = self._width * self._block_parameters(strategy)
         gathered = 0.0
-        if strategy.zero >= 3 and strategy.dp * strategy.cp > 1:
-            gathered = 2 * width * parameters.total  # this layer and the next, prefetched
-        if strategy.zero >= 2 and strategy.dp * strategy.cp > 1:
-            gathered += self._memory.gradient_bytes * parameters.total
-        return buffers + gradient + gathered
+        if strategy.dp * strategy.cp > 1:
+            if strategy.zero >= 3:
+                gathered += 2 * self._width * parameters.total  # this layer and the next, prefetched
+            if strategy.zero >= 2:
+                gathered += self._memory.gradient_bytes * parameters.total
+        return alive + self.pipeline_bytes(strategy, samples=samples, pp=pp) + gradient + gathered
+
+    def _block_parameters(self, strategy: Strategy) -> float:
+        """Parameters of the largest block on one rank."""
+        return max(self._memory.parameters(block, strategy, shares_embedding=False).total for block in self._blocks)
 
     # ---- communication ------------------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ class Runtime:
         optimizer_instances: copies of the sharded optimizer states among the data-parallel ranks (Megatron's
             ``--num-distributed-optimizer-instances``).
         deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
+        gradient_fusion: weight gradients accumulate inside the GEMM; TransformerEngine then keeps a dummy gradient of
+            every distinct weight, 2 bytes for each parameter of one layer.
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
             one s x s buffer for its matrix products.
     """
@@ -38,6 +40,7 @@ class Runtime:
     vocab_multiple: int = 128
     optimizer_instances: int = 1
     deterministic: bool = False
+    gradient_fusion: bool = True
     transformer_engine: bool = True
 
 
