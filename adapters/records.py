@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from uniap_tune.accuracy import Measured, memory_error
 from uniap_tune.cost.runtime import Runtime
-from uniap_tune.errors import InputError
+from uniap_tune.errors import InputError, TuneError
 from uniap_tune.graph import build_graph
-from uniap_tune.predict import Run, uniform_chunks
+from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
 from uniap_tune.spec import DType, Job, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
+from .record_measured import read_measured
 from .record_megatron import leading_recompute, read_megatron_run
 from .record_model import read_record_model
 from .record_stages import is_staged, staged_chunks
@@ -72,6 +74,53 @@ def _parse(index: int, raw: bytes) -> RecordLine:
     if not isinstance(record, dict):
         return RecordLine(index, None, "not a JSON object")
     return RecordLine(index, record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One line, read and predicted; or the reason why not."""
+
+    line: int
+    id: str
+    run: Run | None = None
+    measured: Measured | None = None
+    prediction: Prediction | None = None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: prediction, and errors where the record says what was measured."""
+        result: dict[str, object] = {"line": self.line, "id": self.id}
+        prediction, measured = self.prediction, self.measured
+        if prediction is None:
+            return {**result, "skipped": self.reason}
+        result.update(asdict(prediction))
+        if measured is not None and measured.step_time_s is not None:
+            result["step_time_error"] = prediction.step_time_s / measured.step_time_s - 1
+        if measured is not None and measured.peak_bytes is not None:
+            result["peak_memory_error"] = memory_error(prediction.peak_memory_bytes, measured.peak_bytes)
+        return result
+
+
+def evaluate_file(path: Path) -> Iterator[Evaluated]:
+    """Every record of a file with its prediction, in order.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return (evaluate(line) for line in read_lines(path))
+
+
+def evaluate(line: RecordLine) -> Evaluated:
+    """Reads and predicts one record; its faults become the reason for skipping it."""
+    if line.record is None:
+        return Evaluated(line=line.line, id=line.id, reason=line.problem)
+    try:
+        run = read_run(line.record)
+        return Evaluated(
+            line=line.line, id=line.id, run=run, measured=read_measured(line.record, run), prediction=predict(run)
+        )
+    except TuneError as error:
+        return Evaluated(line=line.line, id=line.id, reason=error.what)
 
 
 def read_run(record: Fields) -> Run:

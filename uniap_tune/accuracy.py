@@ -98,7 +98,7 @@ def collapse(cases: Iterable[Case]) -> list[Case]:
     groups: dict[object, list[Case]] = defaultdict(list)
     for case in cases:
         known = tuple(value is not None for value in (case.measured.step_time_s, case.measured.peak_bytes))
-        groups[(case.file, replace(case.run, id="", assumptions=()), known)].append(case)
+        groups[(case.file, repr(replace(case.run, id="", assumptions=())), known)].append(case)
     return [_median_case(group) for group in groups.values()]
 
 
@@ -204,7 +204,7 @@ def ranking(cases: Iterable[Case]) -> Ranking | None:
     for case in cases:
         if case.measured.step_time_s is not None:
             run = case.run
-            key = (case.file, run.model, run.cluster, run.job)
+            key = (case.file, repr((run.model, run.cluster, run.job)))
             groups[key].append((case.measured.step_time_s, case.prediction.step_time_s))
     rows = [group for group in groups.values() if len(group) > 1]
     if not rows:
