@@ -23,9 +23,9 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 # Entries of one line are independent of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "data", "schedule", "templates"),
-    ("spec",),
+    ("spec", "files"),
     ("hardware", "graph", "strategy"),
-    ("weights",),
+    ("weights", "targets"),
     ("cost",),
     ("problem",),
     ("pareto",),

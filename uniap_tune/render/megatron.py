@@ -1,0 +1,236 @@
+"""Plan -> arguments and environment of Megatron-LM's ``pretrain_gpt.py``, as a script and as a mapping.
+
+Rules cited as ``arg:N`` are lines of megatron/training/arguments.py, as ``TC:N`` of transformer_config.py, both of
+Megatron-LM commit d98e8a6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from uniap_tune.errors import UnsupportedError
+from uniap_tune.plan import Plan
+from uniap_tune.render.layout import pipeline_arguments
+from uniap_tune.render.megatron_model import model_arguments
+from uniap_tune.render.shell import Arguments, Value, Variable, comment, script
+from uniap_tune.spec import Cluster, DType, Job, Model, OptimizerName, Recompute
+from uniap_tune.strategy import Strategy
+from uniap_tune.targets import MEGATRON_MOMENTS
+
+# NVIDIA generations from Blackwell on need no single work queue for tensor parallelism (arg:1474).
+_BLACKWELL = "blackwell"
+# Work queues that keep tensor-parallel streams from waiting for others on Blackwell: the value of
+# Megatron-Bridge's recipes (scripts/performance/perf_plugins.py).
+_BLACKWELL_CONNECTIONS = 32
+
+_PRECISION: Mapping[DType, Arguments] = {
+    DType.FP32: {},
+    DType.FP16: {"--fp16": True},
+    DType.BF16: {"--bf16": True},
+    # Recipes of megatron/core/fp8_utils.py: current scaling per tensor, and the block-scaled formats of Blackwell.
+    DType.FP8: {"--bf16": True, "--fp8-format": "hybrid", "--fp8-recipe": "tensorwise"},
+    DType.MXFP8: {"--bf16": True, "--fp8-format": "e4m3", "--fp8-recipe": "mxfp8"},
+    DType.NVFP4: {"--bf16": True, "--fp4-format": "e2m1", "--fp4-recipe": "nvfp4"},
+}
+
+_FSDP = {2: "optim_grads", 3: "optim_grads_params"}
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronLaunch:
+    """Arguments in groups by what they are about, and the environment; ``None`` unsets a variable."""
+
+    groups: Mapping[str, Arguments]
+    environment: Mapping[str, str | None]
+
+    @property
+    def arguments(self) -> dict[str, Value]:
+        """All arguments, in order."""
+        return {name: value for group in self.groups.values() for name, value in group.items()}
+
+
+def megatron_launch(plan: Plan, model: Model, cluster: Cluster, job: Job) -> MegatronLaunch:
+    """What to start ``pretrain_gpt.py`` with, data and tokenizer aside.
+
+    Raises:
+        UnsupportedError: Megatron cannot run this plan; says what differs between its layers.
+    """
+    strategy = _one_grid(plan)
+    groups: dict[str, Arguments] = {
+        "MODEL": model_arguments(model, job, strategy.tp),
+        "PARALLEL": _parallel(plan, model, strategy),
+        "BATCH": {"--micro-batch-size": plan.micro_batch_size, "--global-batch-size": job.global_batch},
+        "SHARDING": _sharding(strategy),
+        "RECOMPUTE": _recompute(plan),
+        "PRECISION": _precision(job),
+        "OPTIMIZER": _optimizer(job, strategy),
+        "TRAINING": _training(),
+    }
+    return MegatronLaunch({name: group for name, group in groups.items() if group}, _environment(cluster, strategy))
+
+
+def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header: str) -> dict[str, str]:
+    """``launch.sh`` and ``megatron_args.yaml``."""
+    launch = megatron_launch(plan, model, cluster, job)
+    # Megatron-core up to 0.16 gives its null tokenizer one id more than it is told, the end of document.
+    null_vocabulary = model.vocab_size - 1
+    text = script(
+        "megatron/launch.sh.j2",
+        header=header,
+        summary=f"{model.name} on {cluster.name}",
+        cluster=cluster,
+        groups=launch.groups,
+        environment=launch.environment,
+        null_vocabulary=null_vocabulary,
+    )
+    data = {"--mock-data": True, "--tokenizer-type": "NullTokenizer", "--vocab-size": null_vocabulary}
+    arguments = launch.arguments | data
+    document = {
+        "ENV_VARS": {name: value for name, value in launch.environment.items() if value is not None},
+        "MODEL_ARGS": {name: v.default if isinstance(v, Variable) else v for name, v in arguments.items()},
+    }
+    heading = f"# {comment(header)}\n# The arguments of launch.sh with its defaults.\n"
+    return {"launch.sh": text, "megatron_args.yaml": heading + yaml.safe_dump(document, sort_keys=False)}
+
+
+def _one_grid(plan: Plan) -> Strategy:
+    strategy = plan.uniform()
+    if strategy is None or len({s.sequence_parallel for s in plan.strategies}) > 1:
+        kinds = ", ".join(sorted({s.describe() for s in plan.strategies})[:4])
+        raise UnsupportedError(
+            "this plan cannot be launched by Megatron",
+            why=f"Megatron runs one parallel grid for all layers; the plan has {kinds}",
+            fix="plan with --target megatron",
+        )
+    if plan.schedule != "1f1b":
+        raise UnsupportedError(
+            f"this plan cannot be launched by Megatron: its schedule is {plan.schedule}",
+            why="pretrain_gpt.py runs 1F1B",
+            fix="plan with --target megatron",
+        )
+    return strategy
+
+
+def _parallel(plan: Plan, model: Model, strategy: Strategy) -> dict[str, Value]:
+    arguments: dict[str, Value] = {"--tensor-model-parallel-size": strategy.tp}
+    if strategy.sequence_parallel:
+        arguments["--sequence-parallel"] = True
+    arguments |= pipeline_arguments([stage.num_blocks for stage in plan.stages], model.mtp_layers)
+    if strategy.cp > 1:
+        arguments |= {"--context-parallel-size": strategy.cp, "--cp-comm-type": "p2p"}
+    if model.moe is not None:
+        arguments |= {"--expert-model-parallel-size": strategy.ep, "--expert-tensor-parallel-size": strategy.etp}
+    return arguments
+
+
+def _sharding(strategy: Strategy) -> dict[str, Value]:
+    """ZeRO 0 is plain data parallelism, 1 the distributed optimizer, 2 and 3 are Megatron-FSDP."""
+    if strategy.dp * strategy.cp == 1:
+        return {}
+    arguments: dict[str, Value] = {"--overlap-grad-reduce": True}
+    if strategy.zero == 0:
+        return arguments
+    arguments |= {"--use-distributed-optimizer": True, "--overlap-param-gather": True}
+    if strategy.zero > 1:
+        arguments |= {
+            "--use-megatron-fsdp": True,
+            "--data-parallel-sharding-strategy": _FSDP[strategy.zero],
+            "--ckpt-format": "fsdp_dtensor",  # the only one it accepts (arg:1169)
+            # Fusion adds weight gradients into the buffers of plain data parallelism, which are not there.
+            "--no-gradient-accumulation-fusion": True,
+        }
+    return arguments
+
+
+def _recompute(plan: Plan) -> dict[str, Value]:
+    """One mode for all blocks, or the first N blocks of each stage in full: TC:1901 knows nothing in between."""
+    stages = [[s.recompute for s in stage.block_strategies()] for stage in plan.stages]
+    modes = {mode for stage in stages for mode in stage}
+    if modes <= {Recompute.NONE}:
+        return {}
+    if modes == {Recompute.SELECTIVE}:
+        return {"--recompute-granularity": "selective"}
+    full: dict[str, Value] = {"--recompute-granularity": "full"}
+    if modes == {Recompute.FULL}:
+        return full | {"--recompute-method": "uniform", "--recompute-num-layers": 1}
+    depth = max(stage.count(Recompute.FULL) for stage in stages)
+    leading = [[Recompute.FULL] * min(depth, len(s)) + [Recompute.NONE] * max(0, len(s) - depth) for s in stages]
+    if stages != leading:
+        raise UnsupportedError(
+            "this plan cannot be launched by Megatron: its recomputation",
+            why="Megatron recomputes the first N layers of every stage, the same N for all, or all layers in one way",
+            fix="plan with --target megatron",
+        )
+    return full | {"--recompute-method": "block", "--recompute-num-layers": depth}
+
+
+def _precision(job: Job) -> dict[str, Value]:
+    precision = job.precision
+    arguments = dict(_PRECISION[precision.compute])
+    narrow = precision.gradient_bytes == 2
+    if precision.compute is DType.FP16 and not narrow:
+        arguments["--accumulate-allreduce-grads-in-fp32"] = True
+    elif "--bf16" in arguments and narrow:
+        arguments["--grad-reduce-in-bf16"] = True  # else Megatron keeps fp32 gradients under bf16
+    # TransformerEngine has no flash or fused attention in fp32.
+    flash = job.flash_attention and precision.compute is not DType.FP32
+    # auto takes the faster of FlashAttention and cuDNN's fused attention, by GPU.
+    arguments["--attention-backend"] = "auto" if flash else "unfused"
+    # The dataloader's s x s masks are for padded data; a causal mask needs no tensor.
+    arguments["--no-create-attention-mask-in-dataloader"] = True
+    return arguments
+
+
+def _optimizer(job: Job, strategy: Strategy) -> dict[str, Value]:
+    arguments: dict[str, Value] = {"--optimizer": job.optimizer.value}
+    if job.optimizer is OptimizerName.SGD:
+        arguments["--sgd-momentum"] = 0.9 if job.state_bytes else 0.0
+        return arguments
+    moments = MEGATRON_MOMENTS[job.state_bytes]
+    if moments != "fp32":
+        if strategy.zero == 0:
+            raise UnsupportedError(
+                f"Megatron keeps {moments} optimizer states only in the distributed optimizer",
+                why="the plan has zero = 0",
+                fix="plan with --fix zero=1, or fp32 optimizer states",
+            )
+        arguments |= {
+            "--use-precision-aware-optimizer": True,
+            "--exp-avg-dtype": moments,
+            "--exp-avg-sq-dtype": moments,
+        }
+    return arguments | {"--adam-beta1": Variable("ADAM_BETA1", 0.9), "--adam-beta2": Variable("ADAM_BETA2", 0.95)}
+
+
+def _training() -> dict[str, Value]:
+    """What a plan does not decide: defaults to try a plan with, all to be set in the environment."""
+    return {
+        "--train-iters": Variable("TRAIN_ITERS", 50),
+        "--lr": Variable("LR", 3e-4),
+        "--min-lr": Variable("MIN_LR", 3e-5),
+        "--lr-decay-style": Variable("LR_DECAY_STYLE", "cosine"),
+        "--lr-warmup-iters": Variable("LR_WARMUP_ITERS", 0),
+        "--weight-decay": Variable("WEIGHT_DECAY", 0.1),
+        "--clip-grad": Variable("CLIP_GRAD", 1.0),
+        "--init-method-std": Variable("INIT_METHOD_STD", 0.02),
+        "--eval-iters": Variable("EVAL_ITERS", 0),
+        "--eval-interval": Variable("EVAL_INTERVAL", 1000),
+        "--log-interval": Variable("LOG_INTERVAL", 1),
+        "--log-throughput": True,
+    }
+
+
+def _environment(cluster: Cluster, strategy: Strategy) -> dict[str, str | None]:
+    """``CUDA_DEVICE_MAX_CONNECTIONS``: FSDP needs more than one queue (arg:1166), so that gathers overlap; tensor and
+    context parallelism before Blackwell need exactly one (arg:1477), so that collectives start before the GEMMs they
+    overlap; on Blackwell they only must not run short of queues."""
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    if strategy.zero > 1:
+        return {name: None}
+    if strategy.tp * strategy.cp == 1:
+        return {}
+    blackwell = cluster.device.generation == _BLACKWELL
+    return {name: str(_BLACKWELL_CONNECTIONS if blackwell else 1)}

@@ -1,0 +1,126 @@
+"""What a target cannot train, by name. A plan nobody can launch is worthless, so this is asked before planning.
+
+Megatron means ``pretrain_gpt.py`` of Megatron-LM with megatron-core 0.14 to 0.19: a feature counts only if an argument
+of it (``megatron/training/arguments.py``, ``TransformerConfig``) switches it on. DeepSpeed means the model of
+``transformers`` under DeepSpeed 0.19, whose architecture is whatever ``transformers`` implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from uniap_tune.errors import UnsupportedError
+from uniap_tune.spec import DType, Job, Model, Norm, OptimizerName, Position, QkNorm
+from uniap_tune.strategy import Target
+
+# (gated, activation) -> the argument that selects it; "" is Megatron's default. Its fused bias + GELU kernel is the
+# tanh form (megatron/core/fusions/fused_bias_gelu.py), which differs from the exact one by less than 5e-4.
+MEGATRON_ACTIVATIONS: Mapping[tuple[bool, str], str] = MappingProxyType(
+    {
+        (True, "silu"): "--swiglu",
+        (True, "swish"): "--swiglu",
+        (False, "gelu"): "",
+        (False, "gelu_new"): "",
+        (False, "gelu_fast"): "",
+        (False, "gelu_pytorch_tanh"): "",
+        (False, "relu2"): "--squared-relu",
+    }
+)
+
+# Bytes of both Adam moments of a parameter -> the dtype of --exp-avg-dtype and --exp-avg-sq-dtype.
+MEGATRON_MOMENTS: Mapping[int, str] = MappingProxyType({8: "fp32", 4: "bf16", 2: "fp8"})
+
+# Megatron knows Llama 3's scaling, linear interpolation by whole factors, and YaRN inside latent attention.
+_MEGATRON_ROPE_SCALINGS = frozenset({None, "default", "llama3", "linear"})
+
+_Rule = Callable[[Model, Job], bool]
+
+
+def unsupported(model: Model, job: Job, target: Target) -> tuple[str, ...]:
+    """What of this model and job the target cannot train, one name each; empty: it can train all of it."""
+    return tuple(reason for reason, applies in _RULES[target] if applies(model, job))
+
+
+def require_supported(model: Model, job: Job, target: Target) -> None:
+    """Refuse what the target cannot train.
+
+    Raises:
+        UnsupportedError: names the model, every feature in the way, and the targets without any.
+    """
+    reasons = unsupported(model, job, target)
+    if not reasons:
+        return
+    able = [other.value for other in Target if not unsupported(model, job, other)]
+    raise UnsupportedError(
+        f"{model.name}: target {target} cannot train it",
+        why=f"it has no {' and no '.join(reasons)}",
+        fix=f"use --target {' or --target '.join(able)}",
+    )
+
+
+def _mixed_biases(model: Model, _job: Job) -> bool:
+    """Megatron has all biases, none, or those of query, key and value alone."""
+    outer = {model.attention_out_bias, model.mlp_bias}
+    return len(outer) == 2 or (True in outer and not model.qkv_bias)
+
+
+def _norm_bias(model: Model, _job: Job) -> bool:
+    """Megatron's LayerNorm always has a bias, its RMSNorm never."""
+    return model.norm_bias is not (model.norm in (Norm.LAYERNORM, Norm.LAYERNORM_1P))
+
+
+def _rope_scaling(model: Model, _job: Job) -> bool:
+    scaling = model.rope_scaling
+    if model.position is not Position.ROPE or (model.mla is not None and scaling == "yarn"):
+        return False
+    whole = float(model.rope_scaling_factor or 1).is_integer()
+    return scaling not in _MEGATRON_ROPE_SCALINGS or (scaling == "linear" and not whole)
+
+
+def _optimizer_states(_model: Model, job: Job) -> bool:
+    if job.optimizer is OptimizerName.SGD:
+        return job.state_bytes not in (0, 4)
+    return job.state_bytes not in MEGATRON_MOMENTS
+
+
+_MEGATRON: tuple[tuple[str, _Rule], ...] = (
+    ("ALiBi positions", lambda model, _: model.position is Position.ALIBI),
+    ("soft-capping of attention scores", lambda model, _: model.attention_softcap is not None),
+    ("soft-capping of logits", lambda model, _: model.logit_softcap is not None),
+    ("norms after attention and MLP", lambda model, _: model.norms_per_layer > 2),
+    ("parallel attention and MLP (parallel residual)", lambda model, _: model.parallel_residual),
+    (
+        "blocks with a single norm",
+        lambda model, _: model.norms_per_layer < 2 and not model.parallel_residual,
+    ),
+    ("model without a final norm", lambda model, _: not model.final_norm),
+    ("norm after the embedding", lambda model, _: model.embedding_norm),
+    ("projection of the embedding to another width", lambda model, _: model.embedding_size is not None),
+    ("query-key norm over all heads together", lambda model, _: model.qk_norm is QkNorm.FULL),
+    ("bias of the output layer", lambda model, _: model.head_bias),
+    ("biases in attention or MLP alone", _mixed_biases),
+    ("LayerNorm without a bias or RMSNorm with one", _norm_bias),
+    ("rotary scaling of this kind", _rope_scaling),
+    (
+        "rotary base that is not a whole number",
+        lambda model, _: model.position is Position.ROPE and not float(model.rope_theta).is_integer(),
+    ),
+    ("chunked attention (Llama 4)", lambda model, _: model.family.startswith("llama4")),
+    (
+        "activation of this kind in its MLP",
+        lambda model, _: (model.gated_mlp, model.activation) not in MEGATRON_ACTIVATIONS,
+    ),
+    ("mixed precision without fp32 master weights", lambda _, job: not job.precision.master_weights),
+    ("optimizer states of this size", _optimizer_states),
+)
+
+_DEEPSPEED: tuple[tuple[str, _Rule], ...] = (
+    ("8-bit or 4-bit training", lambda _, job: job.precision.compute in (DType.FP8, DType.MXFP8, DType.NVFP4)),
+    ("mixed precision without fp32 master weights", lambda _, job: not job.precision.master_weights),
+    ("multi-token prediction", lambda model, _: model.mtp_layers > 0),
+)
+
+_RULES: Mapping[Target, tuple[tuple[str, _Rule], ...]] = MappingProxyType(
+    {Target.MEGATRON: _MEGATRON, Target.DEEPSPEED: _DEEPSPEED, Target.ANY: ()}
+)
