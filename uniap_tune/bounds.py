@@ -1,12 +1,13 @@
 r"""Lower bounds on stages and whole plans, without building a single stage.
 
 For any multiplier lambda >= 0 on the memory of a stage and any weight omega on once-a-step time, a stage of
-layers [a, b) with micro-batch seconds p and once-a-step seconds G satisfies (weak duality; re-sharding and
-transient memory are >= 0 and left out)
+layers [a, b) with micro-batch seconds p and once-a-step seconds G satisfies (weak duality; re-sharding is
+>= 0 and left out)
 
-    p + omega G  >=  sum_u min_k (A[u,k] + omega g[u,k] + lambda m[u,k])  -  lambda * limit,
+    p + omega G  >=  sum_u min_k (A[u,k] + omega g[u,k] + lambda m[u,k])  -  lambda (limit - max_u min_k w[u,k]),
 
-a difference of prefix sums, so all intervals cost one subtraction each. Three weights are used, since
+a difference of prefix sums, so all intervals cost one subtraction each. A stage that changes its layout pays for at
+least one change of layout; one that does not is bounded for each layout by itself. Three weights are used, since
 TPI >= rest + p + (c - 1) max(T, p) + max(H, G) for the rest of the plan and bounds T, H on the two maxima:
 
     omega = 0     p + (c - 1) max(T, p) + H  <=  what the rest leaves
@@ -16,14 +17,23 @@ TPI >= rest + p + (c - 1) max(T, p) + max(H, G) for the rest of the plan and bou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from uniap_tune.problem import BoolArray, FloatArray, IntArray, LayerTable, LeadingRule, Problem
 
 # Multipliers tried for each in-flight count: hull slopes of the layers' (memory, time) points, thinned to this many.
-_MAX_MULTIPLIERS = 12
+_MAX_MULTIPLIERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixSums:
+    """Over layers: reduced costs [W, Z, n + 1], least bytes [n + 1], and layers without a usable strategy [n + 1]."""
+
+    reduced: FloatArray
+    leanest: FloatArray
+    impossible: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +42,17 @@ class StageBounds:
 
     Attributes:
         multipliers: [Z] lambda.
-        prefix: [W, Z, n + 1] prefix sums of the reduced costs for each weight (leading layers left out).
+        mixed: prefix sums over all strategies (under a leading rule: of layers that do not lead).
+        single: for each layout its own prefix sums, or ``None``.
+        move: least seconds of a change of layout.
         lower: [W, n + 1, n + 1] bounds on p + omega G of the stage [a, b); inf where it cannot fit or b <= a.
-        leanest: [n + 1] prefix sums of the layers' least bytes.
     """
 
     multipliers: FloatArray
-    prefix: FloatArray
+    mixed: PrefixSums
+    single: tuple[PrefixSums | None, ...]
+    move: float
     lower: FloatArray
-    leanest: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +66,7 @@ class ChainBounds:
         forward: [N + 1, n + 1] least seconds of stages and links before stage i when it begins at layer a,
             the link into it included.
         backward: [N + 1, n + 1] least seconds of stages i.. and links when stage i begins at layer a.
+        least_transient: [n] least transient bytes of each layer.
         slowest: bound on the slowest stage or link.
         once: bound on the largest once-a-step time.
         total: bound on TPI.
@@ -64,6 +77,7 @@ class ChainBounds:
     link: FloatArray
     forward: FloatArray
     backward: FloatArray
+    least_transient: FloatArray
     slowest: float
     once: float
     total: float
@@ -103,10 +117,11 @@ def chain_bounds(problem: Problem) -> ChainBounds:
     slowest = _bottleneck(lowers, link)
     once = _bottleneck([_least_once(problem, s) for s in stages], np.zeros_like(link)) if has_once else 0.0
     total = float(backward[0, 0]) + (c - 1) * slowest + once if np.isfinite(backward[0, 0]) else float("inf")
-    partial = ChainBounds(weights, stages, link, forward, backward, slowest, once, total)
+    transient = np.array([float(t.transient_bytes.min()) for t in problem.layers])
+    partial = ChainBounds(weights, stages, link, forward, backward, transient, slowest, once, total)
     for i in range(problem.num_stages):  # every plan passes through some interval of every stage
         total = max(total, float(partial.through(i, c).min()))
-    return ChainBounds(weights, stages, link, forward, backward, slowest, once, total)
+    return replace(partial, total=total)
 
 
 def _least_once(problem: Problem, stage: StageBounds) -> FloatArray:
@@ -116,50 +131,101 @@ def _least_once(problem: Problem, stage: StageBounds) -> FloatArray:
 
 
 def _stage_bounds(problem: Problem, flight: int, weights: FloatArray) -> StageBounds:
-    n, limit = problem.num_layers, problem.memory_limit_bytes
+    limit = problem.memory_limit_bytes
     bytes_of = {id(t): t.bytes_in_flight(flight) for t in problem.layers}
-    multipliers = _multipliers(problem, bytes_of)
+    multipliers = _multipliers(problem, bytes_of, weights)
+    spare = limit - _largest_between(problem)
+    if problem.leading is not None:
+        return _leading_bounds(problem, problem.leading, bytes_of, weights, multipliers, spare)
+    mixed = _prefix_sums(problem, bytes_of, weights, multipliers)
+    lower = _intervals(mixed, multipliers, spare, limit)
+    layouts = sorted({int(a) for table in problem.layers for a in table.layout})
+    move = _least_move(problem)
+    single: list[PrefixSums] = []
+    if len(layouts) > 1 and move > 0:
+        single = [_prefix_sums(problem, bytes_of, weights, multipliers, layout=a) for a in layouts]
+        one = np.minimum.reduce([_intervals(sums, multipliers, spare, limit) for sums in single])
+        lower = np.minimum(one, lower + move)
+    by_layout: list[PrefixSums | None] = [None] * problem.num_layouts
+    for layout, sums in zip(layouts, single, strict=False):
+        by_layout[layout] = sums
+    return StageBounds(multipliers, mixed, tuple(by_layout), move, lower)
+
+
+def _intervals(sums: PrefixSums, multipliers: FloatArray, spare: FloatArray, limit: float) -> FloatArray:
+    """[W, n + 1, n + 1] the bound at its best multiplier, inf where a stage cannot be."""
+    interval = sums.reduced[:, :, None, :] - sums.reduced[:, :, :, None]
+    interval -= multipliers[None, :, None, None] * spare[None, None]
+    need = sums.leanest[None, :] - sums.leanest[:, None]
+    possible = np.triu(sums.impossible[None, :] == sums.impossible[:, None], 1)
+    fits = possible & (need <= spare + limit * 1e-9)
+    return np.where(fits[None], np.maximum(interval.max(axis=1), 0.0), np.inf)
+
+
+def _leading_bounds(
+    problem: Problem,
+    rule: LeadingRule,
+    bytes_of: dict[int, FloatArray],
+    weights: FloatArray,
+    multipliers: FloatArray,
+    spare: FloatArray,
+) -> StageBounds:
+    """As without the rule, with the first layers of [a, b) priced as leading and the others as not."""
+    lead = _prefix_sums(problem, bytes_of, weights, multipliers, leading=True)
     rest = _prefix_sums(problem, bytes_of, weights, multipliers, leading=False)
-    if problem.leading is None:
-        interval = rest.reduced[:, :, None, :] - rest.reduced[:, :, :, None]
-        need = rest.leanest[None, :] - rest.leanest[:, None]
-        possible = np.triu(np.ones((n + 1, n + 1), dtype=np.bool_), 1)
-    else:
-        lead = _prefix_sums(problem, bytes_of, weights, multipliers, leading=True)
-        turn = _turns(problem, problem.leading)  # [n + 1, n + 1]: where the leading part of [a, b) ends
-        first = np.arange(n + 1)[:, None]
+    turn = _turns(problem, rule)  # [n + 1, n + 1]: where the leading part of [a, b) ends
+    first = np.arange(problem.num_layers + 1)[:, None]
 
-        def both(of_lead: FloatArray, of_rest: FloatArray) -> FloatArray:
-            return of_lead[..., turn] - of_lead[..., first] + of_rest[..., None, :] - of_rest[..., turn]
+    def both(of_lead: FloatArray, of_rest: FloatArray) -> FloatArray:
+        return of_lead[..., turn] - of_lead[..., first] + of_rest[..., None, :] - of_rest[..., turn]
 
-        interval = both(lead.reduced, rest.reduced)
-        need = both(lead.leanest, rest.leanest)
-        possible = np.triu(both(lead.impossible, rest.impossible) == 0, 1)
-    lower = (interval - (multipliers * limit)[None, :, None, None]).max(axis=1)
-    fits = possible & (need <= limit * (1 + 1e-9))
-    return StageBounds(multipliers, rest.reduced, np.where(fits[None], np.maximum(lower, 0.0), np.inf), rest.leanest)
+    interval = both(lead.reduced, rest.reduced) - multipliers[None, :, None, None] * spare[None, None]
+    fits = np.triu(both(lead.impossible, rest.impossible) == 0, 1)
+    fits &= both(lead.leanest, rest.leanest) <= spare + problem.memory_limit_bytes * 1e-9
+    lower = np.where(fits[None], np.maximum(interval.max(axis=1), 0.0), np.inf)
+    return StageBounds(multipliers, rest, (None,) * problem.num_layouts, 0.0, lower)
 
 
-@dataclass(frozen=True, eq=False)
-class _PrefixSums:
-    """Over layers, for leading layers or all others: reduced costs [W, Z, n + 1], least bytes [n + 1], and the number of layers without a usable strategy [n + 1]."""
+def _least_move(problem: Problem) -> float:
+    """Least seconds of a change of layout inside a stage; 0 where neighbours are not joined by an edge."""
+    if len(problem.chain_edges) < problem.num_layers - 1 or problem.num_layouts == 1:
+        return 0.0
+    changes = ~np.eye(problem.num_layouts, dtype=np.bool_)
+    unique = {id(edge.reshard_s): edge.reshard_s for edge in problem.chain_edges.values()}
+    return min((float(cost[changes].min()) for cost in unique.values()), default=0.0)
 
-    reduced: FloatArray
-    leanest: FloatArray
-    impossible: FloatArray
+
+def _largest_between(problem: Problem) -> FloatArray:
+    """[n + 1, n + 1] the largest transient that a stage of layers [a, b) cannot avoid."""
+    n = problem.num_layers
+    least = [float(table.transient_bytes.min()) for table in problem.layers]
+    largest = np.zeros((n + 1, n + 1))
+    if any(least):
+        for u in range(n):
+            largest[: u + 1, u + 1] = np.maximum(largest[: u + 1, u], least[u])
+    return largest
 
 
 def _prefix_sums(
-    problem: Problem, bytes_of: dict[int, FloatArray], weights: FloatArray, multipliers: FloatArray, *, leading: bool
-) -> _PrefixSums:
+    problem: Problem,
+    bytes_of: dict[int, FloatArray],
+    weights: FloatArray,
+    multipliers: FloatArray,
+    *,
+    leading: bool | None = None,
+    layout: int | None = None,
+) -> PrefixSums:
+    """Sums over strategies with one layout (or any) and, under a leading rule, those marked ``leading``."""
     n, rule = problem.num_layers, problem.leading
-    sums = _PrefixSums(np.zeros((len(weights), len(multipliers), n + 1)), np.zeros(n + 1), np.zeros(n + 1))
+    sums = PrefixSums(np.zeros((len(weights), len(multipliers), n + 1)), np.zeros(n + 1), np.zeros(n + 1))
     cache: dict[tuple[int, int | None], tuple[FloatArray, float] | None] = {}
     for u, table in enumerate(problem.layers):
         marks = rule.leading[u] if rule is not None and rule.counted[u] else None
         key = (id(table), None if marks is None else id(marks))
         if key not in cache:
             usable = np.ones(table.num_strategies, dtype=np.bool_) if marks is None else marks == leading
+            if layout is not None:
+                usable = usable & (table.layout == layout)
             cache[key] = _least(table, bytes_of[id(table)], weights, multipliers, usable)
         found = cache[key]
         reduced, least = found if found is not None else (0.0, 0.0)
@@ -192,11 +258,12 @@ def _turns(problem: Problem, rule: LeadingRule) -> IntArray:
     return np.minimum(ends[:, None], np.arange(n + 1)[None, :]).clip(min=np.arange(n + 1)[:, None])
 
 
-def _multipliers(problem: Problem, bytes_of: dict[int, FloatArray]) -> FloatArray:
+def _multipliers(problem: Problem, bytes_of: dict[int, FloatArray], weights: FloatArray) -> FloatArray:
     """Slopes of the lower hulls of the layers' (bytes, seconds) points: the breakpoints of the dual function."""
     slopes = {0.0}
     for table in {id(t): t for t in problem.layers}.values():
-        slopes |= _hull_slopes(bytes_of[id(table)], table.time_s)
+        for omega in weights[:2]:
+            slopes |= _hull_slopes(bytes_of[id(table)], table.time_s + omega * table.step_time_s)
     ordered = np.array(sorted(slopes))
     if len(ordered) > _MAX_MULTIPLIERS:
         picks = np.unique(np.linspace(0, len(ordered) - 1, _MAX_MULTIPLIERS).round().astype(int))

@@ -30,7 +30,7 @@ from uniap_tune.problem import (
 )
 
 SOLVER = "columns"
-_FIRST_STEP = 2e-3  # the first budget is this far above the lower bound
+_FIRST_STEP = 5e-4  # the first budget is this far above the lower bound
 _STEP_GROWTH = 4.0
 _LAST_STEP = 0.5  # beyond it the budget is infinite
 _BEAM = 16

@@ -79,13 +79,15 @@ class Labels:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A sequence of layer types, by its last one. ``caps`` [W, Z] bound t + omega g + lambda m of useful labels."""
+    """A sequence of layer types, by its last one. ``caps`` [G, W, Z] bound t + omega g + lambda m of useful labels
+    that end in each layout."""
 
     layer: int
     first: int
     up: Node | None
     caps: FloatArray | None = None
     spare: float = -math.inf  # most bytes a label may hold so that the leanest completion fits
+    floor: float = math.inf  # every completion has a transient of at least this many bytes
     is_end: bool = False
     down: dict[Hashable, Node] = field(default_factory=dict)
     labels: Labels | None = None
@@ -179,6 +181,7 @@ class ColumnBuilder:
     ) -> list[tuple[int, int, int, Node]]:
         """Add the path of stage i beginning at layer a to the trie, with the caps its intervals need."""
         caps, spare = self._caps(i, a, ends, budget)
+        floor = self._floors(a, ends)
         entries = self._entries[a]
         key: Hashable = (id(self.problem.layers[a]), self._keys[a] if self.problem.leading else 0, entries.tobytes())
         node = roots.get(key)
@@ -187,7 +190,8 @@ class ColumnBuilder:
         found = []
         last = int(np.flatnonzero(ends)[-1])
         for b in range(a + 1, last + 1):
-            _loosen(node, caps[:, :, b - a - 1] if caps is not None else None, float(spare[b - a - 1]))
+            _loosen(node, caps[..., b - a - 1] if caps is not None else None, float(spare[b - a - 1]))
+            node.floor = min(node.floor, float(floor[b - a - 1]))
             if ends[b]:
                 node.is_end = True
                 found.append((i, a, b, node))
@@ -199,7 +203,7 @@ class ColumnBuilder:
         return found
 
     def _caps(self, i: int, a: int, ends: BoolArray, budget: float) -> tuple[FloatArray | None, FloatArray]:
-        """After layers [a, u): [W, Z, u] caps on t + omega g + lambda m, [u] on m; u = a + 1 .. last end."""
+        """After layers [a, u): [G, W, Z, u] caps on t + omega g + lambda m, [u] on m; u = a + 1 .. last end."""
         bounds, problem = self.bounds, self.problem
         stage: StageBounds = bounds.stages[i]
         limit, c = problem.memory_limit_bytes, problem.num_microbatches
@@ -208,7 +212,7 @@ class ColumnBuilder:
         open_ends = np.where(ends[after], 0.0, -np.inf)
         if problem.leading is not None:
             return None, np.full(last - a, np.inf)
-        need = stage.leanest[after]
+        need = stage.mixed.leanest[after]
         spare = limit * (1 + 1e-9) + need + _running_max(open_ends - need)
         if math.isinf(budget):
             return None, spare
@@ -216,9 +220,30 @@ class ColumnBuilder:
         both = left - (c - 1) * bounds.slowest
         cap = np.stack([np.minimum((left - bounds.once) / c, both - bounds.once), left / c, both])
         cap = cap[: len(bounds.weights)] + open_ends
-        prefix = stage.prefix[: len(bounds.weights), :, after]
-        best = _running_max(cap[:, None, :] + (stage.multipliers * limit)[None, :, None] - prefix)
-        return best + prefix, spare
+        goal = cap[:, None, :] + (stage.multipliers * limit)[None, :, None]
+        mixed = stage.mixed.reduced[:, :, after]
+        changing = _running_max(goal - mixed) + mixed - stage.move
+        caps = np.empty((problem.num_layouts, *goal.shape))
+        for layout, sums in enumerate(stage.single):
+            caps[layout] = changing
+            if sums is not None:
+                own = sums.reduced[:, :, after]
+                # an end is out of reach from where a layer without this layout lies between
+                reach = sums.impossible[after]
+                staying = _running_max_while(goal - own, reach) + own
+                caps[layout] = np.maximum(changing, staying)
+        return caps, spare
+
+    def _floors(self, a: int, ends: BoolArray) -> FloatArray:
+        """[u] after layers [a, u): a transient that every completion to an allowed end has, u = a + 1 .. last end."""
+        least = self.bounds.least_transient
+        last = int(np.flatnonzero(ends)[-1])
+        floors = np.zeros(last - a)
+        coming = 0.0
+        for u in range(last, a, -1):
+            coming = 0.0 if ends[u] else max(coming, float(least[u]))
+            floors[u - a - 1] = coming
+        return floors
 
     # -- label setting --------------------------------------------------------------------------------------------
 
@@ -269,20 +294,26 @@ class ColumnBuilder:
     def _prune(self, labels: Labels, node: Node, flight: int, beam: int | None) -> Labels:
         limit = self.problem.memory_limit_bytes
         most = limit * (1 + MEMORY_SLACK)
-        keep = (labels.m + labels.w <= most) & (labels.m <= node.spare) & (labels.s <= most)
+        peak = labels.m + np.maximum(labels.w, node.floor)
+        keep = (peak <= most) & (labels.m <= node.spare) & (labels.s <= most)
         if node.caps is not None:
             multipliers = self._stage_multipliers(flight)
-            slack = BUDGET_SLACK * np.abs(node.caps)
-            for omega, row, more in zip(self.bounds.weights, node.caps, slack, strict=True):
-                value = (labels.t + omega * labels.g)[:, None] + labels.m[:, None] * multipliers[None, :]
-                keep &= (value <= row + more).all(axis=1)
-        labels = labels.take(keep)
-        peak = labels.m + labels.w
-        columns = [labels.t, labels.t + labels.g, labels.m, peak, *([labels.s] if self._updates else [])]
+            caps = node.caps + BUDGET_SLACK * np.abs(node.caps)
+            for omega, rows in zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True):
+                value = (labels.t + omega * labels.g)[:, None] + peak[:, None] * multipliers[None, :]
+                keep &= (value <= rows[labels.layout]).all(axis=1)
+        labels, peak = labels.take(keep), peak[keep]
+        columns = [*self._prices(labels.t, labels.g), labels.m, peak, *([labels.s] if self._updates else [])]
         criteria = np.stack(columns, axis=1)
         group = labels.entry * self.problem.num_layouts + labels.layout
         labels = labels.take(pareto(criteria, group))
         return labels if beam is None or len(labels) <= beam else labels.take(self._beam(labels, beam))
+
+    def _prices(self, t: FloatArray, g: FloatArray) -> list[FloatArray]:
+        """The criteria of seconds: a single stage pays exactly c t + g, others between t and c t, and at most g."""
+        if self.problem.num_stages == 1:
+            return [self.problem.num_microbatches * t + g]
+        return [t, t + g]
 
     def _beam(self, labels: Labels, width: int) -> IntArray:
         """Spread over the trade-off: the leanest, the fastest, and evenly between them by memory."""
@@ -304,7 +335,8 @@ class ColumnBuilder:
                 kept = np.arange(table.num_strategies)
             else:
                 held = table.bytes_in_flight(flight)
-                columns = [table.time_s, table.time_s + table.step_time_s, held, held + table.transient_bytes]
+                prices = self._prices(table.time_s, table.step_time_s)
+                columns = [*prices, held, held + table.transient_bytes]
                 if self._updates:
                     columns.append(table.update_bytes)
                 kept = np.sort(pareto(np.stack(columns, axis=1), table.layout))
@@ -319,7 +351,7 @@ class ColumnBuilder:
         edge = self.problem.chain_edges.get(b - 1)
         leave = np.zeros_like(labels.layout) if edge is None else _exit_classes(self.problem, b)[labels.layout]
         group = labels.entry * self.problem.num_layouts + leave
-        index = pareto(np.stack([labels.t, labels.t + labels.g], axis=1), group)
+        index = pareto(np.stack(self._prices(labels.t, labels.g), axis=1), group)
         chosen = labels.take(index)
         return Column(a, b, node, index, chosen.t, chosen.g, chosen.entry, leave[index])
 
@@ -345,6 +377,15 @@ def _classes(cost: FloatArray, own: IntArray, other: IntArray) -> IntArray:
 def _running_max(values: FloatArray) -> FloatArray:
     """Maximum over this place and all later ones, along the last axis."""
     return np.maximum.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
+
+
+def _running_max_while(values: FloatArray, level: FloatArray) -> FloatArray:
+    """As :func:`_running_max`, over those later places where the rising ``level`` is still what it is here."""
+    result = np.full_like(values, -np.inf)
+    for value in np.unique(level):
+        same = level == value
+        result[..., same] = _running_max(values[..., same])
+    return result
 
 
 def _loosen(node: Node, caps: FloatArray | None, spare: float) -> None:

@@ -19,7 +19,10 @@ from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Device, DType, Job, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
+# Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
+_COLLECTIVE_LAUNCHES = 1.0
 _LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
+_ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _HALF = (DType.FP16, DType.BF16)
 
 
@@ -37,11 +40,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Seconds of one micro-batch of one layer on one rank; ``core`` is the attention core's part of forward."""
+    """GPU seconds of one micro-batch of one layer on one rank, as if no kernel ever waited to be launched.
+
+    ``core`` is the attention core's part of forward; ``kernels`` are launched forward, a quarter more backward.
+    """
 
     forward: float
     backward: float
     core: float
+    kernels: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +117,20 @@ class ComputeModel:
         backward = sum(self._gemm(g.m, g.k, g.n, g) + self._gemm(g.n, g.k, g.m, g, gradient=True) for g in gemms)
         forward += core.forward + forward_bytes / self._bandwidth
         backward += core.backward + backward_bytes / self._bandwidth
-        kernels = 10 + 2 * len(gemms) + (0 if self._job.flash_attention else 4) + (12 if experts else 0)
-        return Compute(self._launched(forward, kernels), self._launched(backward, 1.25 * kernels), core.forward)
+        return Compute(forward, backward, core.forward, self._kernels(len(gemms), shape, experts=experts))
+
+    def _kernels(self, gemms: int, shape: Shape, *, experts: bool) -> float:
+        """Kernels of a block's forward pass, in units of one launch from Python.
+
+        Megatron's fused softmax needs a multiple of four (sample, head) pairs a rank, else scaling, masking and
+        softmax are kernels of their own (megatron/core/fusions/fused_softmax.py).
+        """
+        kernels = 10.0 + 2 * gemms + (12 if experts else 0)
+        if not self._job.flash_attention:
+            kernels += 4
+            if shape.samples * self._model.num_heads // shape.tp % 4:
+                kernels += 10
+        return kernels + (_COLLECTIVE_LAUNCHES * 2 if shape.tp > 1 else 0)
 
     def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
         """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
@@ -182,26 +201,31 @@ class ComputeModel:
     def _embedding(self, shape: Shape) -> Compute:
         size = self._width * shape.samples * self._job.seq_length / shape.cp * self._model.hidden_size
         forward, backward = 3 * size / self._bandwidth, 4 * size / self._bandwidth
-        return Compute(self._launched(forward, 6), self._launched(backward, 6), 0.0)
+        return Compute(forward, backward, 0.0, 6.0)
 
     def _head(self, shape: Shape) -> Compute:
         model = self._model
         tokens = shape.samples * self._job.seq_length / shape.cp
-        logits = tokens * model.vocab_size / shape.tp
-        gemm = _Gemm(tokens, model.vocab_size / shape.tp, model.hidden_size, quantized=False)
+        rows = self._runtime.vocab_rows(model.vocab_size, shape.tp) / shape.tp
+        logits = tokens * rows
+        # matrices whose rows do not start at multiples of 16 bytes cannot be loaded by the fast kernels
+        slower = 1.0 if rows % _ALIGNED == 0 else self._efficiency.misaligned
+        gemm = _Gemm(tokens, rows, model.hidden_size, slower, quantized=False)
         loss = self._runtime.loss_traffic * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
         forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
         backward = self._gemm(gemm.m, gemm.k, gemm.n, gemm) + self._gemm(gemm.n, gemm.k, gemm.m, gemm, gradient=True)
-        return Compute(self._launched(forward, 16), self._launched(backward + loss + 3 * norm, 12), 0.0)
+        return Compute(forward, backward + loss + 3 * norm, 0.0, 12.0)
 
-    def _launched(self, gpu: float, kernels: float) -> float:
-        """GPU seconds, or the CPU's launches where they take longer; in between a smooth maximum."""
-        floor = kernels * self._efficiency.kernel_s
-        if not self._runtime.cuda_graphs:
-            floor = max(floor, kernels * self._efficiency.launch_s * self._runtime.launch_factor)
+    def launched(self, gpu: float, kernels: float) -> float:
+        """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take
+        longer; in between a smooth maximum."""
+        gpu += kernels * self._efficiency.kernel_s
+        if self._runtime.cuda_graphs:
+            return gpu
+        floor = kernels * self._efficiency.launch_s * self._runtime.launch_factor
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
-        return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM) if high else 0.0
+        return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
 
 
 def attention_gemms(model: Model, tokens: float, tp: int) -> list[_Gemm]:

@@ -29,6 +29,7 @@ class Efficiency:
         quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak.
         gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
         gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
+        misaligned: times as long a GEMM takes whose rows are not multiples of 16 bytes.
         memory: fraction of the nominal memory bandwidth that element-wise kernels reach.
         flash: fraction of peak FLOP/s of fused attention, forward.
         flash_backward: fraction of peak FLOP/s of fused attention, backward.
@@ -52,6 +53,7 @@ class Efficiency:
     quantized: Mapping[DType, float]
     gemm_wave_exponent: float
     gemm_k_ramp: float
+    misaligned: float
     memory: float
     flash: float
     flash_backward: float

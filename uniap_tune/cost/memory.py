@@ -53,7 +53,9 @@ class Activations:
 class MemoryModel:
     """Counts bytes of layers of one job."""
 
-    def __init__(self, model: Model, job: Job, capabilities: Capabilities, runtime: Runtime, efficiency: Efficiency) -> None:
+    def __init__(
+        self, model: Model, job: Job, capabilities: Capabilities, runtime: Runtime, efficiency: Efficiency
+    ) -> None:
         self._model = model
         self._job = job
         self._runtime = runtime
@@ -77,7 +79,7 @@ class MemoryModel:
         key = (layer, tp, ep, etp, shares_embedding)
         found = self._parameters.get(key)
         if found is None:
-            padded = pad_vocabulary(self._model.vocab_size, self._runtime.vocab_multiple, tp)
+            padded = self._runtime.vocab_rows(self._model.vocab_size, tp)
             total = rank_parameters(self._model, layer, tp, etp=etp, ep=ep, padded_vocab=padded)
             if layer.kind is LayerKind.HEAD and shares_embedding:
                 total -= rank_shared_parameters(self._model, tp, padded_vocab=padded)
@@ -185,7 +187,7 @@ class MemoryModel:
         """Bytes of activations while the output matrix gets its gradient: of the logits, and the norm's."""
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
-        vocab = pad_vocabulary(self._model.vocab_size, self._runtime.vocab_multiple, strategy.tp) / strategy.tp
+        vocab = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
         return self._width * tokens * (2 * self._model.hidden_size / sp + vocab)
 
     def _head(self, strategy: Strategy, samples: int) -> Activations:
@@ -194,7 +196,7 @@ class MemoryModel:
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * model.hidden_size / sp
-        vocab = pad_vocabulary(model.vocab_size, self._runtime.vocab_multiple, strategy.tp) / strategy.tp
+        vocab = self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
         return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * tokens * vocab)
 
@@ -211,9 +213,3 @@ def gradient_bytes(job: Job, capabilities: Capabilities) -> int:
     if precision.compute is DType.FP32:
         return 4
     return 2 if precision.compute is DType.FP16 else capabilities.gradient_bytes
-
-
-def pad_vocabulary(vocab: int, multiple: int, tp: int) -> int:
-    """Rows of the embedding table over all ranks: padded to ``multiple * tp``."""
-    step = multiple * tp
-    return -(-vocab // step) * step

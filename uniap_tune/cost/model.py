@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniap_tune.cost.comm import Group, Network
-from uniap_tune.cost.compute import ComputeModel, Shape, attended, head_widths
+from uniap_tune.cost.compute import Compute, ComputeModel, Shape, attended, head_widths
 from uniap_tune.cost.efficiency import Efficiency, efficiency_for
 from uniap_tune.cost.layout import Move, move
 from uniap_tune.cost.memory import MemoryModel, Parameters
@@ -50,6 +50,8 @@ _DETERMINISTIC_WORKSPACE_MIB = 32.0
 _BORDER_BUFFERS = 3.4
 # Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
 _FRAGMENTATION = 0.03
+# Kernels of a backward pass for each of the forward pass [Empirical].
+_BACKWARD_KERNELS = 1.25
 # Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
 # clipping reads the gradient once more: 4 + 8 + 8 + 8 + 2 + 4.
 _OPTIMIZER_TRAFFIC = 34.0
@@ -127,21 +129,30 @@ class CostModel:
         compute = self._compute.layer(layer, shape)
         comm = self._communication(layer, shape)
         parameters = self._memory.parameters(layer, strategy, shares_embedding=self._tied_embedding and pp == 1)
-        forward_s = {COMPUTE: compute.forward, TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward}
-        backward_s = {COMPUTE: compute.backward, TP_COMM: comm.tp_backward, CP_COMM: comm.cp_backward}
-        if comm.ep_forward:
-            forward_s[EP_COMM], backward_s[EP_COMM] = comm.ep_forward, comm.ep_backward
-        if layer.kind is LayerKind.BLOCK and strategy.recompute is not Recompute.NONE:
-            if strategy.recompute is Recompute.FULL:
-                backward_s[RECOMPUTE] = compute.forward
-                backward_s[TP_COMM] += comm.tp_forward
-                backward_s[CP_COMM] += comm.cp_forward
-                if comm.ep_forward:
-                    backward_s[EP_COMM] += comm.ep_forward
-            else:
-                backward_s[RECOMPUTE] = compute.core
+        forward_s, backward_s = self._microbatch(layer, strategy, compute, comm)
         self._add_zero(forward_s, backward_s, parameters, strategy, num_microbatches)
         return self._with_bytes(layer, strategy, samples, pp, parameters, forward_s, backward_s, num_microbatches)
+
+    def _microbatch(
+        self, layer: LayerType, strategy: Strategy, compute: Compute, comm: _Communication
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds forward and backward by part. Time the GPU spends waiting for launches counts as compute."""
+        forward_s = {TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward, EP_COMM: comm.ep_forward}
+        backward_s = {TP_COMM: comm.tp_backward, CP_COMM: comm.cp_backward, EP_COMM: comm.ep_backward}
+        again, launches = 0.0, _BACKWARD_KERNELS * compute.kernels
+        if layer.kind is LayerKind.BLOCK:
+            if strategy.recompute is Recompute.FULL:
+                again, launches = compute.forward, launches + compute.kernels
+                for part, seconds in forward_s.items():
+                    backward_s[part] += seconds
+            elif strategy.recompute is Recompute.SELECTIVE:
+                again = compute.core
+        sent, returned = sum(forward_s.values()), sum(backward_s.values())
+        launched = self._compute.launched
+        forward_s[COMPUTE] = launched(compute.forward + sent, compute.kernels) - sent
+        backward_s[COMPUTE] = launched(compute.backward + again + returned, launches) - returned - again
+        backward_s[RECOMPUTE] = again
+        return forward_s, backward_s
 
     def _with_bytes(
         self,

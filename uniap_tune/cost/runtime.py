@@ -23,6 +23,7 @@ class Runtime:
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
         loss_traffic: bytes a logit moves through memory, forward and backward.
         vocab_multiple: the vocabulary is padded to a multiple of this times tp (Megatron: 128); 1: not padded.
+        pads_without_tp: the vocabulary is padded at tp 1 too.
         optimizer_instances: copies of the sharded optimizer states among the data-parallel ranks (Megatron's
             ``--num-distributed-optimizer-instances``).
         deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
@@ -38,10 +39,17 @@ class Runtime:
     loss_bytes: float = 6.0
     loss_traffic: float = 29.0
     vocab_multiple: int = 128
+    pads_without_tp: bool = True
     optimizer_instances: int = 1
     deterministic: bool = False
     gradient_fusion: bool = True
     transformer_engine: bool = True
+
+
+    def vocab_rows(self, vocabulary: int, tp: int) -> int:
+        """Rows of the embedding table over all ranks: padded to ``vocab_multiple * tp``."""
+        step = self.vocab_multiple * tp if tp > 1 or self.pads_without_tp else 1
+        return -(-vocabulary // step) * step
 
 
 def default_runtime(capabilities: Capabilities) -> Runtime:

@@ -1,0 +1,292 @@
+"""The unified optimization process (arXiv 2307.16375 section 3.1): the best plan over every (pp, c) and family.
+
+Every (pp, c, family) gets a lower bound from its prices alone, cheapest first; they are solved in the order of their
+bounds, and the incumbent ends the search as soon as the best bound left reaches it. What was solved, what was pruned
+and by which bound is the certificate.
+
+A family that recomputes the first N blocks of each stage is a problem for each N. For a fixed cut, time rises with N
+and memory falls, so the smallest N that fits is found by bisection, and larger ones are tried only while their bound
+without any memory limit is below the incumbent.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from uniap_tune.bounds import ChainBounds, chain_bounds
+from uniap_tune.chain import solve_chain
+from uniap_tune.columns import Deadline
+from uniap_tune.formulate import Formulation, Pricer
+from uniap_tune.problem import Assignment, Problem, Solution, Status, evaluate, relative_gap
+from uniap_tune.quick import quick_bound
+from uniap_tune.space import Family, Space
+from uniap_tune.ties import simplify
+
+# Objectives this close are equal; the simpler plan wins.
+TIE = 1e-9
+
+
+class Outcome(StrEnum):
+    """How a (pp, c) ended."""
+
+    SOLVED = "solved"
+    PRUNED = "pruned"
+    INFEASIBLE = "infeasible"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """What is proven of one (pp, c): no plan of it has a TPI below ``bound_s`` (``inf``: none fits)."""
+
+    pp: int
+    num_microbatches: int
+    outcome: Outcome
+    bound_s: float
+    objective_s: float | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidate:
+    """The best plan of one (pp, c, family)."""
+
+    pp: int
+    num_microbatches: int
+    family: Family
+    formulation: Formulation
+    assignment: Assignment
+    objective_s: float
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """What makes two candidates different plans."""
+        return (self.pp, self.num_microbatches, self.family.name)
+
+    @property
+    def simplicity(self) -> tuple[int, ...]:
+        """The tie-break: fewer stages, less recompute, lower ZeRO, lower tp, fewer micro-batches."""
+        chosen = [s[k] for s, k in zip(self.formulation.strategies, self.assignment.strategy, strict=True)]
+        sums = [sum(column) for column in zip(*(s.simplicity for s in chosen), strict=True)]
+        return (self.pp, *sums, self.num_microbatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search stands."""
+
+    solved: int
+    pruned: int
+    left: int
+    incumbent_s: float
+    bound_s: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SearchResult:
+    """Candidates, best first (empty if infeasible), and the certificate."""
+
+    status: Status
+    candidates: tuple[Candidate, ...]
+    bound_s: float
+    pairs: tuple[PairRecord, ...]
+    solver: str
+
+    @property
+    def gap(self) -> float:
+        """Proven relative gap of the best candidate."""
+        return relative_gap(self.candidates[0].objective_s, self.bound_s) if self.candidates else math.inf
+
+
+Solve = Callable[[Problem, float, Deadline, ChainBounds], Solution]
+
+
+def solve_by_columns(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds) -> Solution:
+    """The default solver of one problem."""
+    return solve_chain(problem, cutoff=cutoff, deadline=deadline, bounds=bounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """``top``: how many different plans to prove best; ``notify`` is called after every entry."""
+
+    top: int = 1
+    deadline: Deadline = field(default_factory=Deadline)
+    solve: Solve = solve_by_columns
+    solver: str = "columns"
+    notify: Callable[[Progress], None] | None = None
+
+
+@dataclass(order=True, slots=True)
+class _Entry:
+    """A problem not solved yet, by its bound; ``leading`` is N (0: no leading rule). A refined bound is that of
+    :mod:`uniap_tune.bounds`, any other comes from prices alone."""
+
+    bound: float
+    pp: int
+    c: int
+    number: int
+    leading: int
+    family: Family = field(compare=False)
+    refined: bool = field(compare=False, default=False)
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, space: Space, pricer: Pricer, options: SearchOptions) -> None:
+        self.space, self.pricer, self.options = space, pricer, options
+        self.best: dict[tuple[int, int, str], Candidate] = {}
+        self.bounds: dict[tuple[int, int], float] = {}
+        self.solved = 0
+        self.pruned = 0
+        self.queue: list[_Entry] = []
+
+    def run(self) -> SearchResult:
+        self._fill()
+        stopped = False
+        try:
+            while self.queue and self.queue[0].bound <= self._cutoff():
+                if self._step(heapq.heappop(self.queue)):
+                    stopped = True
+                    break
+                self._notify()
+        except KeyboardInterrupt:
+            stopped = True
+        self.pruned += len(self.queue)
+        for entry in self.queue:
+            self._prove(entry, entry.bound)
+        return self._result(stopped)
+
+    def _fill(self) -> None:
+        for pp in self.space.pipeline_sizes():
+            for c in self.space.microbatch_counts():
+                for number, family in enumerate(self.space.families(pp, c)):
+                    bound = quick_bound(self.pricer, pp, c, family)
+                    entry = _Entry(bound, pp, c, number, int(family.leading), family)
+                    self.bounds.setdefault((pp, c), math.inf)
+                    if math.isfinite(bound):
+                        self.queue.append(entry)
+        heapq.heapify(self.queue)
+
+    def _cutoff(self) -> float:
+        """Entries whose bound is above this cannot be among the plans asked for."""
+        values = sorted(candidate.objective_s for candidate in self.best.values())
+        top = self.options.top
+        return values[top - 1] * (1 + TIE) if len(values) >= top else math.inf
+
+    def _step(self, entry: _Entry) -> bool:
+        """Solve or discard one entry; True when the time is over."""
+        formulation = self._formulate(entry)
+        bounds = chain_bounds(formulation.problem)
+        if entry.leading and math.isinf(bounds.total):
+            smallest = self._smallest_leading(entry)
+            if smallest is not None:
+                heapq.heappush(self.queue, replace(entry, leading=smallest))
+            return False
+        if bounds.total > self._cutoff():
+            self.pruned += 1
+            self._prove(entry, bounds.total)
+            self._queue_next_leading(entry)
+            return False
+        if not entry.refined and self.queue and bounds.total > self.queue[0].bound:
+            # another entry may now be more promising, and may prune this one
+            heapq.heappush(self.queue, replace(entry, bound=max(entry.bound, bounds.total), refined=True))
+            return False
+        solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, bounds)
+        if solution.assignment is not None:
+            self._keep(entry, formulation, solution.assignment)
+        self._prove(entry, max(entry.bound, solution.bound_s))
+        self.solved += 1
+        if solution.status is Status.LIMIT and solution.bound_s < self._cutoff():
+            return True
+        self._queue_next_leading(entry)
+        return False
+
+    def _formulate(self, entry: _Entry) -> Formulation:
+        return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
+
+    def _keep(self, entry: _Entry, formulation: Formulation, assignment: Assignment) -> None:
+        assignment = simplify(formulation.problem, assignment)
+        value = evaluate(formulation.problem, assignment).objective_s
+        candidate = Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value)
+        known = self.best.get(candidate.key)
+        if known is None or (value, candidate.simplicity) < (known.objective_s, known.simplicity):
+            self.best[candidate.key] = candidate
+
+    def _prove(self, entry: _Entry, bound: float) -> None:
+        pair = (entry.pp, entry.c)
+        self.bounds[pair] = min(self.bounds[pair], bound)
+
+    # -- recomputing the first N blocks ---------------------------------------------------------------------------
+
+    def _smallest_leading(self, entry: _Entry) -> int | None:
+        """The smallest N whose memory may fit, ``None`` if not even recomputing every block does."""
+        low, high = entry.leading, self.space.model.num_layers
+        if math.isinf(self._memory_bound(replace(entry, leading=high))):
+            return None
+        while high - low > 1:  # low does not fit, high may
+            middle = (low + high) // 2
+            if math.isinf(self._memory_bound(replace(entry, leading=middle))):
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _memory_bound(self, entry: _Entry) -> float:
+        return chain_bounds(self._formulate(entry).problem).total
+
+    def _queue_next_leading(self, entry: _Entry) -> None:
+        if not entry.leading or entry.leading >= self.space.model.num_layers:
+            return
+        following = replace(entry, leading=entry.leading + 1, refined=False)
+        problem = self._formulate(following).problem
+        everything = sum(float(t.bytes_in_flight(entry.c).max() + t.transient_bytes.max()) for t in problem.layers)
+        free = replace(problem, memory_limit_bytes=2 * everything)
+        following.bound = max(entry.bound, chain_bounds(free).total)
+        heapq.heappush(self.queue, following)
+
+    # -- the answer -----------------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        if self.options.notify is not None:
+            best = min((c.objective_s for c in self.best.values()), default=math.inf)
+            bound = min(best, self.queue[0].bound) if self.queue else best
+            self.options.notify(Progress(self.solved, self.pruned, len(self.queue), best, bound))
+
+    def _result(self, stopped: bool) -> SearchResult:
+        best = min((c.objective_s for c in self.best.values()), default=math.inf)
+
+        def rank(candidate: Candidate) -> tuple[float, tuple[int, ...]]:
+            tied = candidate.objective_s <= best * (1 + TIE)
+            return (best if tied else candidate.objective_s, candidate.simplicity)
+
+        candidates = tuple(sorted(self.best.values(), key=rank))
+        bound = min(self.bounds.values(), default=math.inf)
+        if candidates:
+            status = Status.LIMIT if stopped and bound < best * (1 - TIE) else Status.OPTIMAL
+            bound = min(bound, candidates[0].objective_s)
+        else:
+            status = Status.LIMIT if stopped else Status.INFEASIBLE
+        return SearchResult(status, candidates, bound, tuple(self._records()), self.options.solver)
+
+    def _records(self) -> Iterator[PairRecord]:
+        """Of each (pp, c), the least bound of its families and the best plan found."""
+        for (pp, c), bound in sorted(self.bounds.items()):
+            values = [x.objective_s for x in self.best.values() if (x.pp, x.num_microbatches) == (pp, c)]
+            objective = min(values, default=None)
+            if math.isinf(bound):
+                outcome = Outcome.INFEASIBLE
+            elif objective is None:
+                outcome = Outcome.PRUNED
+            else:
+                outcome = Outcome.SOLVED
+            yield PairRecord(pp, c, outcome, bound, objective)
+
+
+def search(space: Space, pricer: Pricer, options: SearchOptions | None = None) -> SearchResult:
+    """The best plan of a space, with its certificate. Ctrl-C and the deadline keep what was found."""
+    return _Search(space, pricer, options or SearchOptions()).run()
