@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from uniap_tune.accuracy import Measured, memory_error
-from uniap_tune.cost.runtime import Runtime
+from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, Runtime
 from uniap_tune.errors import InputError, TuneError
 from uniap_tune.graph import build_graph
 from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
 from uniap_tune.spec import DType, Job, Precision, Recompute
-from uniap_tune.strategy import CAPABILITIES, Strategy, Target
+from uniap_tune.strategy import CAPABILITIES, Capabilities, Strategy, Target
 
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
@@ -140,6 +140,14 @@ def read_run(record: Fields) -> Run:
     return _Reader(record).run()
 
 
+def _capabilities(legacy: bool) -> Capabilities:
+    """Megatron's; before 2023 it did not overlap data-parallel communication."""
+    megatron = CAPABILITIES[Target.MEGATRON]
+    if legacy:
+        return replace(megatron, overlap_gradient_reduce=False, overlap_param_gather=False)
+    return megatron
+
+
 class _Reader:
     """Collects the parts of one record's run and the assumptions made on the way."""
 
@@ -173,7 +181,7 @@ class _Reader:
             model=parsed.model,
             cluster=cluster,
             job=job,
-            capabilities=CAPABILITIES[Target.MEGATRON],
+            capabilities=_capabilities(legacy),
             runtime=self._runtime(legacy),
             pp=1,
             chunks=(),
@@ -315,10 +323,7 @@ class _Reader:
         scope = self._settings.get("cuda_graph_scope")
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
         whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
-        return Runtime(
-            cuda_graphs=whole and implementation != "none",
-            fused_kernels=not legacy,
-            transformer_engine=not legacy,
-            gradient_fusion=not legacy,
-            loss_bytes=6.0 if legacy else 4.0,
-        )
+        if legacy:
+            words = f"{text(self._record, 'hardware')} {text(self._record, 'precision')}".lower()
+            return MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
+        return Runtime(cuda_graphs=whole and implementation != "none", loss_bytes=4.0)

@@ -126,10 +126,12 @@ class ComputeModel:
         softmax are kernels of their own (megatron/core/fusions/fused_softmax.py).
         """
         kernels = 10.0 + 2 * gemms + (12 if experts else 0)
+        if not self._runtime.fused_kernels:
+            kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:
             kernels += 4
             if shape.samples * self._model.num_heads // shape.tp % 4:
-                kernels += 10
+                kernels += 20
         return kernels + (_COLLECTIVE_LAUNCHES * 2 if shape.tp > 1 else 0)
 
     def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
@@ -220,10 +222,11 @@ class ComputeModel:
     def launched(self, gpu: float, kernels: float) -> float:
         """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take
         longer; in between a smooth maximum."""
-        gpu += kernels * self._efficiency.kernel_s
+        gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        floor = kernels * self._efficiency.launch_s * self._runtime.launch_factor
+        launch = self._efficiency.launch_s if self._runtime.launch_s is None else self._runtime.launch_s
+        floor = kernels * launch
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
         return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
 

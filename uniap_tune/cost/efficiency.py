@@ -34,7 +34,6 @@ class Efficiency:
         flash: fraction of peak FLOP/s of fused attention, forward.
         flash_backward: fraction of peak FLOP/s of fused attention, backward.
         launch_s: CPU seconds to launch one kernel from Python.
-        kernel_s: shortest time of a kernel on the GPU.
         link: fraction of a link's nominal bandwidth that collectives reach.
         collective_latency_s: seconds a step of a collective adds to the link's latency.
         tp_exposed: part of the tensor-parallel communication that the engine's overlap cannot hide.
@@ -58,7 +57,6 @@ class Efficiency:
     flash: float
     flash_backward: float
     launch_s: float
-    kernel_s: float
     link: float
     collective_latency_s: float
     tp_exposed: float

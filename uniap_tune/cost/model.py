@@ -51,7 +51,7 @@ _BORDER_BUFFERS = 3.4
 # Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
 _FRAGMENTATION = 0.03
 # Kernels of a backward pass for each of the forward pass [Empirical].
-_BACKWARD_KERNELS = 1.25
+_BACKWARD_KERNELS = 1.15
 # Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
 # clipping reads the gradient once more: 4 + 8 + 8 + 8 + 2 + 4.
 _OPTIMIZER_TRAFFIC = 34.0
@@ -99,7 +99,7 @@ class CostModel:
         self.capabilities = capabilities
         self.runtime = runtime or default_runtime(capabilities)
         self.efficiency = efficiency or efficiency_for(cluster.device)
-        self._network = Network(cluster, self.efficiency)
+        self._network = Network(cluster, self.efficiency, self.runtime)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
         self._memory = MemoryModel(model, job, capabilities, self.runtime, self.efficiency)
         self._width = job.precision.param_bytes
@@ -142,9 +142,10 @@ class CostModel:
         again, launches = 0.0, _BACKWARD_KERNELS * compute.kernels
         if layer.kind is LayerKind.BLOCK:
             if strategy.recompute is Recompute.FULL:
-                again, launches = compute.forward, launches + compute.kernels
+                share = self.runtime.recompute_share
+                again, launches = share * compute.forward, launches + share * compute.kernels
                 for part, seconds in forward_s.items():
-                    backward_s[part] += seconds
+                    backward_s[part] += share * seconds
             elif strategy.recompute is Recompute.SELECTIVE:
                 again = compute.core
         sent, returned = sum(forward_s.values()), sum(backward_s.values())

@@ -5,7 +5,7 @@ A plan assumes what its target's current release does by default; a record of so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniap_tune.strategy import Capabilities, Target
 
@@ -18,7 +18,10 @@ class Runtime:
         cuda_graphs: kernels are replayed from CUDA graphs, so launching them costs no CPU time.
         fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
-        launch_factor: CPU time of a kernel launch relative to a current Megatron-core layer.
+        launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
+        kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
+        collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
+        recompute_share: part of the forward pass that full recomputation repeats.
         loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
         loss_traffic: bytes a logit moves through memory, forward and backward.
@@ -35,7 +38,10 @@ class Runtime:
 
     cuda_graphs: bool = False
     fused_kernels: bool = True
-    launch_factor: float = 1.0
+    launch_s: float | None = None
+    kernel_s: float = 2.0e-6
+    collective_latency_s: float = 0.0
+    recompute_share: float = 1.0
     loss_bytes: float = 6.0
     loss_traffic: float = 29.0
     vocab_multiple: int = 128
@@ -57,3 +63,25 @@ def default_runtime(capabilities: Capabilities) -> Runtime:
     if capabilities.target is Target.DEEPSPEED:
         return Runtime(vocab_multiple=1)
     return Runtime()
+
+
+# Megatron-LM before 2023: separate kernels, fp16, no FlashAttention. The loss in PyTorch makes several fp32 copies of
+# the logits. [Empirical], fitted on SC'21 (arXiv 2104.04473 table 1) and arXiv 2205.05198 table 5.
+MEGATRON_2021 = Runtime(
+    fused_kernels=False,
+    transformer_engine=False,
+    gradient_fusion=False,
+    loss_traffic=105.0,
+    kernel_s=1.16e-5,
+)
+
+# The same layers under Megatron-DeepSpeed: slower launches, ranks that drift apart between collectives, a vocabulary
+# that is padded only for tensor parallelism. [Empirical], fitted on 740 runs on one A100 node. Their times are those
+# of runs without recomputation although it was configured: with it, GEMMs would have had to run at 95% of peak.
+MEGATRON_DEEPSPEED_2023 = replace(
+    MEGATRON_2021,
+    launch_s=3.5e-5,
+    collective_latency_s=6.5e-5,
+    recompute_share=0.0,
+    pads_without_tp=False,
+)
