@@ -46,8 +46,16 @@ class Deadline:
 
     def check(self) -> None:
         """Raise :class:`DeadlineError` when the time is over."""
-        if time.monotonic() >= self.at:
+        if self.is_over():
             raise DeadlineError
+
+    def left(self) -> float:
+        """Seconds until then, at least a moment; ``inf`` without a deadline."""
+        return max(1e-3, self.at - time.monotonic())
+
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.at
 
     @staticmethod
     def after(seconds: float | None) -> Deadline:

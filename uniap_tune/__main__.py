@@ -1,0 +1,7 @@
+"""``python -m uniap_tune``."""
+
+import sys
+
+from uniap_tune.cli import main
+
+sys.exit(main())

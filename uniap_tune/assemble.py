@@ -1,0 +1,132 @@
+"""A candidate of the search -> a :class:`~uniap_tune.plan.Plan` with its breakdowns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.parts import BUFFERS, WORKSPACE, LayerCost
+from uniap_tune.formulate import Formulation
+from uniap_tune.graph import Graph
+from uniap_tune.plan import Plan, Stage
+from uniap_tune.problem import Evaluation, evaluate, relative_gap
+from uniap_tune.search import Candidate
+from uniap_tune.simulate import StageTimes, simulate
+from uniap_tune.spec import Cluster, Job
+from uniap_tune.strategy import Target
+
+RESHARD = "reshard"
+RESERVED = "reserved"  # CUDA context, NCCL, fragmentation
+OPTIMIZER_STEP = "optimizer_step"  # where the update, not a micro-batch, is the peak
+
+
+def assemble(
+    candidate: Candidate,
+    *,
+    graph: Graph,
+    costs: CostModel,
+    cluster: Cluster,
+    job: Job,
+    target: Target,
+    memory_limit_bytes: float,
+    bound_s: float,
+    status: str,
+    inputs: Mapping[str, Any],
+    assumptions: tuple[str, ...],
+) -> Plan:
+    """The plan of a candidate. ``memory_limit_bytes`` is a device's, what is reserved included."""
+    formulation, assignment = candidate.formulation, candidate.assignment
+    value = evaluate(formulation.problem, assignment)
+    stages = tuple(_stage(candidate, graph, costs, job, i, value) for i in range(candidate.pp))
+    seconds = simulated_seconds(stages, candidate.num_microbatches)
+    devices, dtype = cluster.num_devices, job.precision.compute
+    peak = cluster.device.peak_flops.get(dtype, max(cluster.device.peak_flops.values()))
+    first = stages[0].strategies[0]
+    return Plan(
+        status=status,
+        target=target,
+        objective_s=value.objective_s,
+        bound_s=min(bound_s, value.objective_s),
+        gap=relative_gap(value.objective_s, min(bound_s, value.objective_s)),
+        step_time_s=seconds,
+        tokens_per_s=job.global_batch * job.seq_length / seconds,
+        mfu=costs.step_flops() / (seconds * devices * peak),
+        memory_limit_bytes=memory_limit_bytes,
+        pp=candidate.pp,
+        num_microbatches=candidate.num_microbatches,
+        micro_batch_size=job.global_batch // (candidate.num_microbatches * first.dp),
+        schedule=str(formulation.problem.schedule),
+        stages=stages,
+        inputs=inputs,
+        assumptions=assumptions,
+    )
+
+
+def simulated_seconds(stages: tuple[Stage, ...], num_microbatches: int) -> float:
+    """Seconds of a step: the schedule event by event, then the slowest stage's once-a-step work."""
+    times = [StageTimes(s.forward_s, s.time_s - s.forward_s, s.link_s / 2) for s in stages]
+    return simulate(times, num_microbatches).seconds + max(s.step_s for s in stages)
+
+
+def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: int, value: Evaluation) -> Stage:
+    formulation, assignment = candidate.formulation, candidate.assignment
+    layers = [u for u, stage in enumerate(assignment.stage) if stage == i]
+    chosen = [formulation.costs[u][assignment.strategy[u]] for u in layers]
+    time: Counter[str] = Counter()
+    step: Counter[str] = Counter()
+    for cost in chosen:
+        for parts in (cost.forward_s, cost.backward_s):
+            time.update(parts)
+        step.update(cost.step_s)
+    reshard = value.stage_time_s[i] - sum(cost.time for cost in chosen)
+    if reshard > 1e-12 * value.stage_time_s[i]:
+        time[RESHARD] = reshard
+    return Stage(
+        layers=tuple(graph.layers[u].name for u in layers),
+        strategies=tuple(formulation.strategies[u][assignment.strategy[u]] for u in layers),
+        time_s=value.stage_time_s[i],
+        forward_s=sum(cost.forward for cost in chosen) + time[RESHARD] / 2,
+        link_s=value.link_time_s[i] if i < candidate.pp - 1 else 0.0,
+        step_s=value.stage_step_s[i],
+        time={name: seconds for name, seconds in time.items() if seconds},
+        step=dict(step),
+        memory=_memory(candidate, costs, job, formulation, i, layers, chosen),
+    )
+
+
+def _memory(
+    candidate: Candidate,
+    costs: CostModel,
+    job: Job,
+    formulation: Formulation,
+    i: int,
+    layers: list[int],
+    chosen: list[LayerCost],
+) -> dict[str, float]:
+    """Bytes of the stage's fullest device by part; they sum to its peak."""
+    in_flight = formulation.problem.in_flight(i)
+    memory: Counter[str] = Counter()
+    for cost in chosen:
+        memory.update(cost.static_bytes)
+    static = sum(memory.values())
+    for cost in chosen:
+        memory.update({name: in_flight * size for name, size in cost.microbatch_bytes.items()})
+    largest = max(range(len(layers)), key=lambda place: chosen[place].transient_bytes)
+    strategy = formulation.strategies[layers[largest]][candidate.assignment.strategy[layers[largest]]]
+    samples = job.global_batch // (candidate.num_microbatches * strategy.dp)
+    buffers = costs.buffer_bytes(strategy, samples=samples)
+    running = sum(memory.values()) + chosen[largest].transient_bytes
+    update = static + sum(cost.step_bytes for cost in chosen)
+    if update > running:
+        held = Counter[str]()
+        for cost in chosen:
+            held.update(cost.static_bytes)
+        held[OPTIMIZER_STEP] = update - static
+        memory = held
+    else:
+        memory[BUFFERS] += buffers
+        memory[WORKSPACE] += chosen[largest].transient_bytes - buffers
+    memory[RESERVED] = costs.reserved_bytes()
+    return {name: size for name, size in memory.items() if size}

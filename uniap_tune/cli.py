@@ -1,0 +1,74 @@
+"""The ``uniap-tune`` command: parses, dispatches, and turns every error into one clear message and an exit code.
+
+Command modules are imported to describe themselves; what they need to run they import when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from uniap_tune import __version__
+from uniap_tune.errors import ExitCode, TuneError
+
+# In the order of --help.
+_COMMANDS = ("plan", "solve", "predict", "accuracy")
+
+_EPILOG = """exit codes: 0 ok, 1 internal error, 2 bad input, 3 no plan fits, 4 out of memory predicted,
+5 stopped without a plan, 6 drift. Data goes to stdout, everything else to stderr."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    modules = [import_module(f"uniap_tune.commands.{name}") for name in _COMMANDS]
+    args = _parser(modules).parse_args(arguments)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+    except TuneError as error:
+        _report(error)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        return int(ExitCode.STOPPED)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as error:
+        if os.environ.get("UNIAP_TUNE_DEBUG"):
+            raise
+        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        print("  this is a bug; run again with UNIAP_TUNE_DEBUG=1 for its trace", file=sys.stderr)  # noqa: T201
+        return int(ExitCode.INTERNAL)
+    return code
+
+
+def _parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uniap-tune",
+        description="Plan the parallelism of LLM training: proven-optimal Megatron and DeepSpeed configurations.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in modules:
+        command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__, allow_abbrev=False)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _report(error: TuneError) -> None:
+    lines = [f"error: {error.what}"]
+    if error.why:
+        lines.append(f"  why: {error.why}")
+    if error.fix:
+        lines.append(f"  fix: {error.fix}")
+    lines += [f"    - {relaxation}" for relaxation in getattr(error, "relaxations", ())]
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,145 @@
+"""Plan a training job: the fastest parallel configuration that fits, with a proof, and its launch files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniap_tune.commands.inputs import add_job_arguments, positive_int, request_from, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uniap_tune.planner import Planning, Request
+    from uniap_tune.search import Progress
+
+NAME = "plan"
+HELP = "plan a training job and write its launch files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_job_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write plan.json and launch files there")
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--json", action="store_true", help="the plan as JSON on stdout")
+    parser.add_argument("--top", type=positive_int, default=1, metavar="K", help="the K best different plans")
+    parser.add_argument("--solver", choices=("auto", "highs", "cbc"), default="auto", help="auto: stage columns")
+    parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best plan so far")
+    parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes to search with")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, print, write."""
+    from uniap_tune.errors import InfeasibleError
+
+    started = time.perf_counter(), time.process_time()
+    try:
+        request = request_from(args)
+        planning, prices = _plan(args, request)
+    except InfeasibleError as error:
+        if args.json:
+            _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
+        raise
+    if args.output is not None:
+        write(planning, args.output, force=args.force)
+    spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
+    if args.json:
+        _print_json(_document(planning, prices, spent, args.top))
+    else:
+        from uniap_tune.report import print_planning
+
+        print_planning(planning, prices, output=args.output, shown=args.top)
+        sys.stderr.write(f"planned in {spent['wall_s']:.2f} s\n")
+    return 0
+
+
+def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[str, float | None]]:
+    from uniap_tune.columns import Deadline
+    from uniap_tune.planner import restriction_prices
+    from uniap_tune.planner import run as run_planner
+    from uniap_tune.solvers import solver_named
+    from uniap_tune.strategy import Target
+
+    deadline = Deadline.after(args.time_limit)
+    planning = run_planner(
+        request,
+        top=max(args.top, 2),  # the runner-up is part of the answer
+        deadline=deadline,
+        solve=solver_named(args.solver),
+        solver=args.solver,
+        notify=_progress(),
+    )
+    prices: dict[str, float | None] = {}
+    if request.target is Target.ANY and not deadline.is_over():
+        others = (Target.MEGATRON, Target.DEEPSPEED)
+        prices = dict(restriction_prices(request, planning.plan.objective_s, others))
+    return planning, prices
+
+
+def write(planning: Planning, folder: Path, *, force: bool) -> None:
+    """plan.json and the launch files of the best plan."""
+    from uniap_tune.files import write_files
+    from uniap_tune.render import EXECUTABLE, render
+
+    request = planning.request
+    files = {"plan.json": planning.plan.to_json()}
+    files |= render(planning.plan, request.model, request.cluster, request.job)
+    write_files(folder, files, force=force, executable=EXECUTABLE)
+
+
+def _progress() -> Callable[[Progress], None] | None:
+    """A line on stderr that is rewritten, on a terminal only."""
+    if not sys.stderr.isatty():
+        return None
+    from uniap_tune.units import format_seconds
+
+    last = [0.0]
+
+    def show(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last[0] < 0.1 and progress.left:
+            return
+        last[0] = now
+        best = format_seconds(progress.incumbent_s) if progress.incumbent_s < float("inf") else "none yet"
+        line = f"solved {progress.solved}, pruned {progress.pruned}, left {progress.left}; best {best}"
+        sys.stderr.write(f"\r\x1b[K{line}, bound {format_seconds(progress.bound_s)}")
+        if not progress.left:
+            sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+    return show
+
+
+def _document(
+    planning: Planning, prices: dict[str, float | None], spent: dict[str, float], top: int
+) -> dict[str, Any]:
+    document = planning.plan.to_dict()
+    if top > 1:
+        document["alternatives"] = [plan.to_dict() for plan in planning.plans[1:top]]
+    if prices:
+        document["restrictions"] = prices
+    result = planning.result
+    document["solver"] = {
+        "name": result.solver,
+        "pairs": [
+            {
+                "pp": pair.pp,
+                "num_microbatches": pair.num_microbatches,
+                "outcome": str(pair.outcome),
+                "bound_s": pair.bound_s if pair.bound_s < float("inf") else None,
+                "objective_s": pair.objective_s,
+            }
+            for pair in result.pairs
+        ],
+        **spent,
+    }
+    return document
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

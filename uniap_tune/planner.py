@@ -1,0 +1,274 @@
+"""Plan one job: validate, price, search, assemble. The Python API and every command go through here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from uniap_tune.adapters.cluster import describe
+from uniap_tune.assemble import assemble
+from uniap_tune.columns import Deadline
+from uniap_tune.cost.model import CostModel
+from uniap_tune.errors import InfeasibleError, InputError, StoppedError
+from uniap_tune.formulate import Pricer
+from uniap_tune.graph import build_graph
+from uniap_tune.plan import Plan
+from uniap_tune.problem import Status
+from uniap_tune.relax import memory_needed, relaxations
+from uniap_tune.search import Progress, SearchOptions, SearchResult, Solve, search, solve_by_columns
+from uniap_tune.space import Knobs, Space
+from uniap_tune.spec import Cluster, Job, Model, Position
+from uniap_tune.strategy import CAPABILITIES, Target
+from uniap_tune.targets import require_supported
+from uniap_tune.units import format_bytes
+
+# The part of a device's memory a plan may use when the user does not say [Empirical]: what allocators can hand out
+# before a run fails varies by a few percent between drivers and versions.
+DEFAULT_MEMORY_FRACTION = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to plan. ``memory_fraction`` overrides the cluster's."""
+
+    model: Model
+    cluster: Cluster
+    job: Job
+    target: Target = Target.MEGATRON
+    knobs: Knobs = field(default_factory=Knobs)
+    memory_fraction: float | None = None
+
+    @property
+    def memory_limit_bytes(self) -> float:
+        """Bytes of a device a plan may use, what is reserved for the framework included."""
+        fraction = self.memory_fraction or self.cluster.memory_fraction or DEFAULT_MEMORY_FRACTION
+        return fraction * self.cluster.device.memory_bytes
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready inputs and their hash; equal inputs give equal text."""
+        inputs: dict[str, Any] = {
+            "model": _plain(asdict(self.model)),
+            "cluster": describe(self.cluster),
+            "job": _plain(asdict(self.job)),
+            "target": str(self.target),
+            "fix": dict(self.knobs.fix),
+            "max": dict(self.knobs.maximum),
+            "forbid": sorted(f"{knob}={value}" for knob, value in self.knobs.forbid),
+            "memory_limit_bytes": self.memory_limit_bytes,
+        }
+        text = json.dumps(inputs, sort_keys=True)
+        return {**inputs, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Planning:
+    """The plans found, best first, and how they were found."""
+
+    request: Request
+    plans: tuple[Plan, ...]
+    result: SearchResult
+
+    @property
+    def plan(self) -> Plan:
+        """The best plan."""
+        return self.plans[0]
+
+
+def plan(
+    model: Model,
+    cluster: Cluster,
+    job: Job,
+    *,
+    target: Target | str = Target.MEGATRON,
+    knobs: Knobs | None = None,
+    memory_fraction: float | None = None,
+    time_limit: float | None = None,
+) -> Plan:
+    """The best plan for a job.
+
+    Args:
+        model, cluster, job: see :mod:`uniap_tune.spec`.
+        target: ``megatron``, ``deepspeed`` or ``any``.
+        knobs: degrees to fix, cap or forbid.
+        memory_fraction: part of each device's memory a plan may use.
+        time_limit: seconds after which the best plan so far is returned with its gap.
+
+    Raises:
+        InputError: inputs that make no sense together.
+        InfeasibleError: no plan fits; its ``relaxations`` say what would.
+        StoppedError: the time ran out before a plan was found.
+    """
+    request = Request(
+        model=model,
+        cluster=cluster,
+        job=job,
+        target=Target(target),
+        knobs=knobs or Knobs(),
+        memory_fraction=memory_fraction,
+    )
+    return run(request, deadline=Deadline.after(time_limit)).plan
+
+
+def run(
+    request: Request,
+    *,
+    top: int = 1,
+    deadline: Deadline | None = None,
+    solve: Solve = solve_by_columns,
+    solver: str = "columns",
+    notify: Callable[[Progress], None] | None = None,
+) -> Planning:
+    """Plan a request; see :func:`plan` for what it raises."""
+    validate(request)
+    space, pricer = build(request)
+    options = SearchOptions(
+        top=top, deadline=deadline or Deadline(), solve=solve, solver=solver, notify=notify
+    )
+    result = search(space, pricer, options)
+    if result.status is Status.INFEASIBLE:
+        raise _infeasible(request, space, pricer)
+    if not result.candidates:
+        raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+    inputs = request.describe()
+    plans = tuple(
+        assemble(
+            candidate,
+            graph=pricer.graph,
+            costs=pricer.costs,
+            cluster=request.cluster,
+            job=request.job,
+            target=request.target,
+            memory_limit_bytes=request.memory_limit_bytes,
+            bound_s=result.bound_s if place == 0 else candidate.objective_s,
+            status=str(result.status),
+            inputs=inputs,
+            assumptions=assumptions(request),
+        )
+        for place, candidate in enumerate(result.candidates[:top])
+    )
+    return Planning(request=request, plans=plans, result=result)
+
+
+def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, Pricer]:
+    """The search space of a request and the prices of its layers (those of another target's engine if asked)."""
+    capabilities = CAPABILITIES[request.target]
+    costs = CostModel(request.model, request.cluster, request.job, CAPABILITIES[priced_as or request.target])
+    limit = request.memory_limit_bytes - costs.reserved_bytes()
+    if limit <= 0:
+        reserved = format_bytes(costs.reserved_bytes())
+        raise InputError(
+            f"--memory-fraction leaves {format_bytes(request.memory_limit_bytes)} of each device",
+            why=f"the framework alone needs {reserved}",
+            fix="give a larger fraction",
+        )
+    pricer = Pricer(build_graph(request.model), costs, request.job.global_batch, limit)
+    space = Space(
+        model=request.model,
+        cluster=request.cluster,
+        job=request.job,
+        capabilities=capabilities,
+        knobs=request.knobs,
+    )
+    return space, pricer
+
+
+def validate(request: Request) -> None:
+    """Raise :class:`InputError` for inputs that cannot be planned together."""
+    model, job, device = request.model, request.job, request.cluster.device
+    if model.position is Position.LEARNED and model.max_positions and job.seq_length > model.max_positions:
+        raise InputError(
+            f"--seq-length {job.seq_length}: {model.name} has {model.max_positions} learned positions",
+            fix=f"use at most {model.max_positions}",
+        )
+    if job.precision.compute not in device.peak_flops:
+        known = ", ".join(device.peak_flops)
+        raise InputError(
+            f"{device.name} has no {job.precision.compute} arithmetic", fix=f"give --precision one of {known}"
+        )
+    require_supported(model, job, request.target)
+    _require_strategies(request)
+
+
+def _require_strategies(request: Request) -> None:
+    """The batch, the devices and the knobs must leave at least one legal strategy."""
+    space = Space(
+        model=request.model,
+        cluster=request.cluster,
+        job=request.job,
+        capabilities=CAPABILITIES[request.target],
+        knobs=request.knobs,
+    )
+    if _has_strategies(space):
+        return
+    batch, devices = request.job.global_batch, request.cluster.num_devices
+    free = replace(space, knobs=Knobs())
+    if _has_strategies(free):
+        asked = ", ".join(
+            [f"{k}={v}" for k, v in request.knobs.fix.items()]
+            + [f"{k}<={v}" for k, v in request.knobs.maximum.items()]
+            + sorted(f"not {k}={v}" for k, v in request.knobs.forbid)
+        )
+        raise InputError(
+            f"no strategy is left with {asked} on {devices} devices and a global batch of {batch}",
+            why="dp x tp x cp x pp must be the number of devices, and dp x micro-batch must divide the global batch",
+            fix="loosen --fix, --max or --forbid",
+        )
+    raise InputError(
+        f"--global-batch {batch} cannot be divided over {devices} devices",
+        why=f"{request.model.name} allows no tensor and pipeline degrees that leave a data-parallel degree dividing it",
+        fix=f"use a multiple of {devices}",
+    )
+
+
+def _has_strategies(space: Space) -> bool:
+    counts = space.microbatch_counts()
+    return any(space.families(pp, c) for pp in space.pipeline_sizes() for c in counts)
+
+
+def _infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleError:
+    limit = request.memory_limit_bytes
+    needed = memory_needed(space, pricer) + pricer.costs.reserved_bytes()
+    return InfeasibleError(
+        f"{request.model.name} does not fit on {request.cluster.name}",
+        why=f"the leanest plan needs {format_bytes(needed)} on a device, {format_bytes(limit)} are usable",
+        relaxations=relaxations(space, pricer, limit),
+        fix="change one of the following",
+    )
+
+
+def assumptions(request: Request) -> tuple[str, ...]:
+    """What the answer supposes and leaves out, one sentence each."""
+    notes = [
+        "Times come from an analytic cost model; nothing was measured on this cluster.",
+        "Stages run 1F1B without interleaving; the step time shown is simulated event by event.",
+        "Data loading, checkpointing, evaluation and stragglers are left out.",
+    ]
+    if request.target is Target.ANY:
+        notes.append("A strategy for each layer is the full space of the paper; no engine runs all of it today.")
+    if request.model.moe is not None:
+        notes.append("Experts are balanced, and every expert-parallel degree is 1.")
+    return tuple(notes)
+
+
+def restriction_prices(request: Request, best_s: float, targets: tuple[Target, ...]) -> Mapping[str, float | None]:
+    """For each target, how much longer (relative) its best plan takes under the same prices; ``None``: none fits."""
+    prices: dict[str, float | None] = {}
+    for target in targets:
+        space, pricer = build(replace(request, target=target), priced_as=request.target)
+        result = search(space, pricer)
+        prices[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
+    return prices
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON has them: sets sorted, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
