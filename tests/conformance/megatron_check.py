@@ -1,0 +1,206 @@
+"""Runs arguments through Megatron's own code, in a process of its own: ``megatron_check.py FOLDER < cases.json``.
+
+FOLDER holds the unpacked wheel of megatron-core 0.17 or later, which has ``megatron.training``. A case has ``argv``,
+``environment``, ``world_size`` and ``generation`` (compute capability); the answer, JSON in the same order, has
+``error`` or what Megatron made of the arguments. GPUs, TransformerEngine and Triton are stood in for: none of them
+matters to what is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import sys
+import typing
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock, Mock
+
+# PyTorch decides whether Triton is there before the stand-in is.
+import torch
+import torch._dynamo
+import torch._inductor.select_algorithm
+import torch.utils.flop_counter
+import typing_extensions
+from packaging.version import Version
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Empty modules for packages that are not installed."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = {name for name in names if importlib.util.find_spec(name) is None}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = MagicMock(name=spec.name)
+        module.__path__ = []
+        module.__version__ = "3.0.0"
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
+
+
+sys.path.insert(0, sys.argv[1])
+sys.meta_path.append(StandIns(("triton", "omegaconf", "six")))
+if not hasattr(typing, "override"):  # Python 3.11
+    typing.override = typing_extensions.override
+
+import megatron.core.models.common.embeddings.rope_utils as rope_utils  # noqa: E402
+import megatron.core.utils as core_utils  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.models.gpt import GPTModel  # noqa: E402
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.transformer.transformer_block import get_num_layers_to_build  # noqa: E402
+from megatron.training.argument_utils import core_transformer_config_from_args  # noqa: E402
+from megatron.training.arguments import parse_args, validate_args  # noqa: E402
+
+core_utils._te_version = Version("2.9.0")
+rope_utils.fused_apply_rotary_pos_emb = rope_utils.fused_apply_rotary_pos_emb_thd = Mock()
+torch.cuda.Stream = Mock()
+GPTModel.setup_embeddings_and_output_layer = Mock()  # the stages that share the embedding agree on its values
+
+ARGUMENTS = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "data_parallel_size",
+    "micro_batch_size",
+    "global_batch_size",
+    "sequence_parallel",
+    "use_distributed_optimizer",
+    "use_megatron_fsdp",
+    "data_parallel_sharding_strategy",
+    "overlap_grad_reduce",
+    "overlap_param_gather",
+    "accumulate_allreduce_grads_in_fp32",
+    "max_position_embeddings",
+    "padded_vocab_size",
+    "position_embedding_type",
+    "rotary_base",
+    "rotary_percent",
+    "use_rope_scaling",
+    "untie_embeddings_and_output_weights",
+)
+CONFIG = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "normalization",
+    "layernorm_epsilon",
+    "layernorm_zero_centered_gamma",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "gated_linear_unit",
+    "qk_layernorm",
+    "qk_l2_norm",
+    "window_size",
+    "window_attn_skip_freq",
+    "attention_dropout",
+    "hidden_dropout",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+    "fp8",
+    "fp8_recipe",
+)
+
+
+def check(case: dict[str, Any]) -> dict[str, Any]:
+    """What Megatron makes of one case."""
+    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)
+    os.environ.update(case["environment"], WORLD_SIZE=str(case["world_size"]), RANK="0", LOCAL_RANK="0")
+    major = case["generation"]
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=major, minor=0)
+    torch.cuda.get_device_capability = lambda *_: (major, 0)
+    sys.argv = ["pretrain_gpt.py", *case["argv"]]
+    args = validate_args(parse_args(), {})
+    config = core_transformer_config_from_args(args)
+    pp = config.pipeline_model_parallel_size
+    answer = {name: getattr(args, name) for name in ARGUMENTS} | {name: getattr(config, name) for name in CONFIG}
+    answer["activation"] = config.activation_func.__name__
+    answer["stage_layers"], answer["stage_parameters"] = [], {}
+    for stage in range(pp):
+        with process_groups(args, stage):
+            answer["stage_layers"].append(get_num_layers_to_build(config))
+            if stage in case["build"]:
+                answer["stage_parameters"][stage] = parameters(args, config, stage)
+    return answer
+
+
+@contextlib.contextmanager
+def process_groups(args: Any, stage: int) -> Iterator[None]:
+    """Megatron's process groups as the first rank of a stage sees them, without any process."""
+    rank = stage * args.world_size // args.pipeline_model_parallel_size
+    torch.distributed.init_process_group("fake", store=FakeStore(), world_size=args.world_size, rank=rank)
+    try:
+        parallel_state.initialize_model_parallel(
+            args.tensor_model_parallel_size,
+            args.pipeline_model_parallel_size,
+            context_parallel_size=args.context_parallel_size,
+            expert_model_parallel_size=args.expert_model_parallel_size,
+            expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+            create_gloo_process_groups=False,
+        )
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+def parameters(args: Any, config: Any, stage: int) -> int:
+    """Parameters of the first rank of a stage, from the model that Megatron builds for it."""
+    config.use_cpu_initialization = True
+    # what layers without TransformerEngine and Apex cannot do, none of which has parameters
+    config.sequence_parallel = config.persist_layer_norm = config.gradient_accumulation_fusion = False
+    config.context_parallel_size = 1
+    spec = get_gpt_layer_local_spec(
+        normalization=args.normalization, qk_layernorm=args.qk_layernorm, qk_l2_norm=args.qk_l2_norm
+    )
+    with torch.device("meta"):
+        model = GPTModel(
+            config,
+            spec,
+            vocab_size=args.padded_vocab_size,
+            max_sequence_length=args.max_position_embeddings,
+            position_embedding_type=args.position_embedding_type,
+            share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+            pre_process=stage == 0,
+            post_process=stage == config.pipeline_model_parallel_size - 1,
+        )
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    """Check all cases; what Megatron prints is thrown away."""
+    answers = []
+    for case in json.load(sys.stdin):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                answers.append(check(case))
+        except (Exception, SystemExit) as error:
+            lines = said.getvalue().splitlines()[-1:]
+            answers.append({"error": f"{type(error).__name__}: {error} {' '.join(lines)}"})
+    print("\n" + json.dumps(answers, default=str))  # log handlers took the old stdout; the answer is the last line
+
+
+main()

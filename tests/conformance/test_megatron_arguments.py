@@ -1,0 +1,193 @@
+"""Rendered arguments against Megatron's own: parsing, validation, configuration, the split, and the built model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.launches import Launch, megatron_launches
+from uniap_tune.graph import build_graph
+from uniap_tune.render.megatron_model import padded_vocabulary
+from uniap_tune.spec import Norm, QkNorm, Recompute
+from uniap_tune.weights import rank_parameters, rank_shared_parameters
+
+# The last release; from 0.17 on the wheel holds megatron.training, but wants Python 3.12 to be installed.
+VERSION = "0.19.2"
+CHECK = Path(__file__).with_name("megatron_check.py")
+LAUNCHES = megatron_launches()
+CAPABILITY = {"volta": 7, "ampere": 8, "ada": 8, "hopper": 9, "blackwell": 10}
+
+
+@pytest.fixture(scope="session")
+def megatron(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``megatron.training``: UNIAP_TUNE_MEGATRON, or the unpacked wheel."""
+    pytest.importorskip("torch")
+    given = os.environ.get("UNIAP_TUNE_MEGATRON")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("megatron")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version", "3.12", f"megatron-core=={VERSION}", "--dest", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        pytest.skip(f"megatron-core {VERSION} cannot be downloaded")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def case(launch: Launch) -> dict[str, Any]:
+    """What ``megatron_check.py`` reads."""
+    document = yaml.safe_load(launch.files()["megatron_args.yaml"])
+    argv = []
+    for name, value in document["MODEL_ARGS"].items():
+        argv += [name] if value is True else [name, str(value)]
+    # without TransformerEngine there are no zero-centred norms, and no grouped experts
+    buildable = launch.model.norm is not Norm.LAYERNORM_1P and launch.model.moe is None
+    return {
+        "argv": argv,
+        "environment": document["ENV_VARS"],
+        "world_size": launch.cluster.num_devices,
+        "generation": CAPABILITY.get(launch.cluster.device.generation, 8),
+        "build": sorted({0, min(1, launch.plan.pp - 1), launch.plan.pp - 1}) if buildable else [],
+    }
+
+
+@pytest.fixture(scope="session")
+def answers(megatron: Path) -> list[dict[str, Any]]:
+    """What Megatron makes of each launch."""
+    cases = json.dumps([case(launch) for launch in LAUNCHES])
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(CHECK), str(megatron)],
+        input=cases,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    found: list[dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(params=range(len(LAUNCHES)), ids=[launch.name for launch in LAUNCHES])
+def pair(request: pytest.FixtureRequest, answers: list[dict[str, Any]]) -> tuple[Launch, dict[str, Any]]:
+    """A launch and what Megatron makes of it."""
+    answer = answers[request.param]
+    assert "error" not in answer, answer["error"]
+    return LAUNCHES[request.param], answer
+
+
+def test_megatron_understands_the_plan(pair: tuple[Launch, dict[str, Any]]) -> None:
+    launch, got = pair
+    plan, grid = launch.plan, launch.plan.strategies[0]
+    assert got["stage_layers"] == [stage.num_blocks for stage in plan.stages]
+    assert got["tensor_model_parallel_size"] == grid.tp
+    assert got["context_parallel_size"] == grid.cp
+    assert got["data_parallel_size"] == grid.dp
+    assert got["sequence_parallel"] == grid.sequence_parallel
+    if launch.model.moe is not None:
+        assert (got["expert_model_parallel_size"], got["expert_tensor_parallel_size"]) == (grid.ep, grid.etp)
+    assert got["global_batch_size"] == got["micro_batch_size"] * plan.num_microbatches * grid.dp
+    assert got["use_distributed_optimizer"] == (grid.zero > 0)
+    assert got["use_megatron_fsdp"] == (grid.zero > 1)
+    assert got["overlap_param_gather"] == (grid.zero > 0)
+    assert got["overlap_grad_reduce"] == (grid.dp * grid.cp > 1)
+    if grid.zero > 1:
+        assert got["data_parallel_sharding_strategy"] == {2: "optim_grads", 3: "optim_grads_params"}[grid.zero]
+
+
+def test_megatron_recomputes_what_the_plan_says(pair: tuple[Launch, dict[str, Any]]) -> None:
+    launch, got = pair
+    depth, method = got["recompute_num_layers"], got["recompute_method"]
+    for stage in launch.plan.stages:
+        modes = [s.recompute for s in stage.block_strategies()]
+        if got["recompute_granularity"] is None:
+            expected = [Recompute.NONE] * len(modes)
+        elif got["recompute_granularity"] == "selective":
+            expected = [Recompute.SELECTIVE] * len(modes)
+        elif method == "uniform":  # chunks of num_layers, all recomputed; a chunk of one keeps each layer's input
+            assert depth == 1
+            expected = [Recompute.FULL] * len(modes)
+        else:
+            expected = [Recompute.FULL if i < depth else Recompute.NONE for i in range(len(modes))]
+        assert modes == expected
+
+
+def test_megatron_trains_the_model(pair: tuple[Launch, dict[str, Any]]) -> None:
+    launch, got = pair
+    model = launch.model
+    expected = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_size,
+        "num_attention_heads": model.num_heads,
+        "num_query_groups": model.num_kv_heads,
+        "kv_channels": model.head_dim,
+        "normalization": "LayerNorm" if model.norm in (Norm.LAYERNORM, Norm.LAYERNORM_1P) else "RMSNorm",
+        "layernorm_epsilon": model.norm_epsilon,
+        "layernorm_zero_centered_gamma": model.norm is Norm.LAYERNORM_1P,
+        "add_bias_linear": model.mlp_bias,
+        "add_qkv_bias": model.qkv_bias,
+        "gated_linear_unit": model.gated_mlp,
+        "qk_layernorm": model.qk_norm is QkNorm.PER_HEAD,
+        "qk_l2_norm": False,
+        "attention_dropout": model.attention_dropout,
+        "hidden_dropout": model.hidden_dropout,
+        "position_embedding_type": "learned_absolute" if model.position_rows else "rope",
+        "use_rope_scaling": model.rope_scaling == "llama3",
+        "untie_embeddings_and_output_weights": not model.tied_embeddings,
+    }
+    assert {name: got[name] for name in expected} == expected
+    activations = {"silu": "silu", "relu2": "squared_relu", "gelu_new": "gelu"}
+    assert got["activation"] == activations[model.activation]
+    if model.position_rows:
+        assert got["max_position_embeddings"] == model.position_rows
+    else:
+        assert (got["rotary_base"], got["rotary_percent"]) == (model.rope_theta, model.rope_fraction)
+    windowed = model.window is not None and model.window < launch.job.seq_length
+    assert got["window_size"] == ([model.window - 1, 0] if windowed and model.window else None)
+
+
+def test_megatron_builds_the_parameters_of_each_stage(pair: tuple[Launch, dict[str, Any]]) -> None:
+    launch, got = pair
+    if not got["stage_parameters"]:
+        pytest.skip("needs TransformerEngine")
+    model, tp = launch.model, launch.plan.strategies[0].tp
+    padded = padded_vocabulary(model.vocab_size, tp)
+    types = {layer.name: layer.type for layer in build_graph(model).layers}
+    for index, parameters in got["stage_parameters"].items():
+        stage = launch.plan.stages[int(index)]
+        count = sum(rank_parameters(model, types[name], tp, padded_vocab=padded) for name in stage.layers)
+        if {"embedding", "head"} <= set(stage.layers):
+            count -= rank_shared_parameters(model, tp, padded_vocab=padded)
+        assert parameters == count
+
+
+def test_megatron_reports_what_it_refuses(megatron: Path) -> None:
+    """The check itself can fail: an argument Megatron does not know, and a split that is none."""
+    broken = []
+    for extra in (["--no-such-argument"], ["--pipeline-model-parallel-size", "5"]):
+        entry = case(LAUNCHES[0])
+        entry["argv"] += extra
+        broken.append(entry)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(CHECK), str(megatron)],
+        input=json.dumps(broken),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert [set(answer) for answer in json.loads(run.stdout.splitlines()[-1])] == [{"error"}, {"error"}]
