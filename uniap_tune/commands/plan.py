@@ -14,6 +14,7 @@ from uniap_tune.commands.inputs import add_job_arguments, positive_int, request_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uniap_tune.explain import Binding
     from uniap_tune.planner import Planning, Request
     from uniap_tune.search import Progress
 
@@ -53,7 +54,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         from uniap_tune.report import print_planning
 
-        print_planning(planning, prices, output=args.output, shown=args.top)
+        print_planning(
+            planning,
+            prices,
+            _binding(planning, args.time_limit),
+            output=args.output,
+            shown=args.top,
+            next_command=_next_command(args),
+        )
         sys.stderr.write(f"planned in {spent['wall_s']:.2f} s\n")
     return 0
 
@@ -79,6 +87,20 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
         others = (Target.MEGATRON, Target.DEEPSPEED)
         prices = dict(restriction_prices(request, planning.plan.objective_s, others))
     return planning, prices
+
+
+def _binding(planning: Planning, time_limit: float | None) -> Binding | None:
+    """What binds the plan; left out when time is short."""
+    from uniap_tune.explain import binding
+    from uniap_tune.planner import build
+
+    return None if time_limit is not None else binding(planning.plan, *build(planning.request))
+
+
+def _next_command(args: argparse.Namespace) -> str:
+    if args.output is not None:
+        return f"bash {args.output}/launch.sh" if args.target != "any" else f"read {args.output}/plan.json"
+    return "the same command with -o DIR writes plan.json and the launch files"
 
 
 def write(planning: Planning, folder: Path, *, force: bool) -> None:

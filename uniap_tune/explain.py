@@ -1,0 +1,90 @@
+"""Reasons for a plan: what binds it, by how much the next one loses, and where its time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from uniap_tune.formulate import Pricer
+from uniap_tune.plan import Plan, Stage
+from uniap_tune.search import SearchOptions, search
+from uniap_tune.space import Space
+from uniap_tune.units import format_bytes, format_percent
+
+# A change smaller than this is not worth a word.
+_NOTABLE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What limits a plan. ``faster_without_limit``: relative gain if memory were unlimited."""
+
+    sentence: str
+    faster_without_limit: float
+
+
+def binding(plan: Plan, space: Space, pricer: Pricer, options: SearchOptions | None = None) -> Binding:
+    """The binding constraint, found by solving again without the memory limit."""
+    free = Pricer(pricer.graph, pricer.costs, pricer.global_batch, 1e6 * plan.memory_limit_bytes)
+    best = search(space, free, options or SearchOptions()).candidates
+    gain = 1 - best[0].objective_s / plan.objective_s if best else 0.0
+    fullest = max(range(plan.pp), key=lambda i: plan.stages[i].peak_bytes)
+    slowest = max(range(plan.pp), key=lambda i: plan.stages[i].time_s)
+    if gain > _NOTABLE:
+        used = format_bytes(plan.stages[fullest].peak_bytes)
+        return Binding(
+            f"memory on stage {fullest} ({used} of {format_bytes(plan.memory_limit_bytes)}): "
+            f"without the limit a step would be {format_percent(gain)} faster",
+            gain,
+        )
+    if plan.pp > 1:
+        share = bubble_fraction(plan)
+        return Binding(f"compute on stage {slowest}; memory does not bind, the bubble is {format_percent(share)}", 0.0)
+    return Binding("compute; memory does not bind", 0.0)
+
+
+def bubble_fraction(plan: Plan) -> float:
+    """Part of the pipeline's time its average stage idles."""
+    useful = plan.num_microbatches * sum(stage.time_s for stage in plan.stages) / plan.pp
+    step = max(stage.step_s for stage in plan.stages)
+    return 1 - useful / (plan.step_time_s - step) if plan.step_time_s > step else 0.0
+
+
+def time_shares(plan: Plan) -> dict[str, float]:
+    """Seconds of a step by part, on the slowest stage, with what it idles as ``bubble``."""
+    stage = max(plan.stages, key=lambda s: s.time_s)
+    shares = {name: plan.num_microbatches * value for name, value in stage.time.items()}
+    for name, value in stage.step.items():
+        shares[name] = shares.get(name, 0.0) + value
+    shares["bubble"] = max(0.0, plan.step_time_s - sum(shares.values()))
+    return {name: value for name, value in shares.items() if value > 0}
+
+
+def summarize_strategies(stage: Stage) -> list[tuple[int, str]]:
+    """(count, strategy) runs of a stage's layers, in order, layers of one strategy together."""
+    return [(len(list(run)), text) for text, run in groupby(s.describe() for s in stage.strategies)]
+
+
+def grid(plan: Plan) -> str:
+    """The plan in one line: ``"pp 2, tp 8, dp 4, zero 1, micro-batch 1 x 32, recompute none"``."""
+    uniform = plan.uniform()
+    parts = [f"pp {plan.pp}"]
+    if uniform is not None:
+        parts += [f"tp {uniform.tp}", f"dp {uniform.dp}"]
+        if uniform.cp > 1:
+            parts.append(f"cp {uniform.cp}")
+        parts.append(f"zero {uniform.zero}")
+    else:
+        parts.append("strategies differ by layer")
+    parts.append(f"micro-batch {plan.micro_batch_size} x {plan.num_microbatches}")
+    parts.append(f"recompute {recompute_text(plan)}")
+    return ", ".join(parts)
+
+
+def recompute_text(plan: Plan) -> str:
+    """``"none"``, ``"full"`` or how many blocks of how many are recomputed, by mode."""
+    blocks = [s for stage in plan.stages for s in stage.block_strategies()]
+    counts = {mode: sum(s.recompute is mode for s in blocks) for mode in dict.fromkeys(s.recompute for s in blocks)}
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    return " + ".join(f"{mode} {count}/{len(blocks)}" for mode, count in counts.items())

@@ -1,0 +1,154 @@
+"""Tables and sentences for people, on stdout. The only module that imports rich.
+
+Everything fits 80 columns; colour only on a terminal and never with NO_COLOR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARAMETERS
+from uniap_tune.explain import Binding, bubble_fraction, grid, summarize_strategies, time_shares
+from uniap_tune.plan import Plan, Stage
+from uniap_tune.planner import Planning
+from uniap_tune.units import GIB, format_count, format_percent, format_seconds
+
+_WIDTH = 80
+_MOST_STAGES = 16
+_MEMORY_COLUMNS = {PARAMETERS: "par", GRADIENTS: "grad", OPTIMIZER_STATES: "opt", ACTIVATIONS: "act"}
+
+
+def console() -> Console:
+    """Standard output, at most 80 columns wide, without markup or automatic highlighting."""
+    found = Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+    found.width = min(found.width, _WIDTH)
+    return found
+
+
+def print_planning(
+    planning: Planning,
+    prices: Mapping[str, float | None],
+    binding: Binding | None,
+    *,
+    output: Path | None,
+    shown: int,
+    next_command: str,
+) -> None:
+    """The answer of ``plan``: verdict, stages, what binds, the runner-up, what is left out, what to do next."""
+    out = console()
+    plan = planning.plan
+    _verdict(out, planning)
+    _stage_table(out, plan)
+    _sentence(out, "Time", _time_sentence(plan))
+    if binding is not None:
+        _sentence(out, "Binds", binding.sentence)
+    for number, other in enumerate(planning.plans[1 : max(2, shown)], start=2):
+        label = "Runner-up" if number == 2 else f"No. {number}"
+        _sentence(out, label, f"{_slower(other, plan)}: {grid(other)}")
+    if len(planning.plans) == 1:
+        _sentence(out, "Runner-up", "none: no other configuration fits")
+    for target, price in prices.items():
+        cost = "cannot run any plan that fits" if price is None else f"{format_percent(price)} slower at best"
+        _sentence(out, target.capitalize(), cost)
+    _sentence(out, "Proof", _proof(planning))
+    _sentence(out, "Not modelled", " ".join(plan.assumptions))
+    if output is not None:
+        _sentence(out, "Written", f"{output}/")
+    _sentence(out, "Next", next_command)
+
+
+def _verdict(out: Console, planning: Planning) -> None:
+    plan, request = planning.plan, planning.request
+    state = "optimal" if plan.status == "optimal" else f"stopped at a gap of {format_percent(plan.gap)}"
+    out.print(Text(f"{request.model.name} on {request.cluster.name} with {plan.target}: {state}", style="bold"))
+    out.print(
+        f"{format_seconds(plan.step_time_s)} a step, {format_count(plan.tokens_per_s)} tokens/s, "
+        f"MFU {format_percent(plan.mfu)}, {plan.peak_memory_bytes / GIB:.1f} of "
+        f"{plan.memory_limit_bytes / GIB:.1f} GiB"
+    )
+    out.print(grid(plan))
+    out.print()
+
+
+def _stage_table(out: Console, plan: Plan) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("stage", justify="right")
+    table.add_column("layers", justify="right")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("time", justify="right", no_wrap=True)
+    for title in _MEMORY_COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("rest", justify="right", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("full", justify="right", no_wrap=True)
+    for i, stage in enumerate(plan.stages):
+        if len(plan.stages) > _MOST_STAGES and _MOST_STAGES - 3 <= i < len(plan.stages) - 2:
+            if i == _MOST_STAGES - 3:
+                table.add_row("…")
+            continue
+        table.add_row(*_stage_row(i, stage, plan))
+    out.print(table)
+    out.print()
+
+
+def _stage_row(i: int, stage: Stage, plan: Plan) -> list[str]:
+    runs = summarize_strategies(stage)
+    text = runs[0][1] if len(runs) == 1 else "\n".join(f"{count}x {strategy}" for count, strategy in runs)
+    known = [stage.memory.get(name, 0.0) for name in _MEMORY_COLUMNS]
+    rest = stage.peak_bytes - sum(known)
+    sizes = [f"{size / GIB:.1f}" for size in (*known, rest, stage.peak_bytes)]
+    share = f"{stage.peak_bytes / plan.memory_limit_bytes:.0%}"
+    return [str(i), _layers(stage), text, format_seconds(stage.time_s), *sizes, share]
+
+
+def _layers(stage: Stage) -> str:
+    parts = []
+    if "embedding" in stage.layers:
+        parts.append("E")
+    if stage.num_blocks:
+        parts.append(str(stage.num_blocks))
+    if "head" in stage.layers:
+        parts.append("H")
+    return "+".join(parts)
+
+
+def _time_sentence(plan: Plan) -> str:
+    shares = sorted(time_shares(plan).items(), key=lambda item: -item[1])
+    parts = [
+        f"{name.replace('_', ' ')} {format_percent(value / plan.step_time_s)}"
+        for name, value in shares
+        if value >= 0.001 * plan.step_time_s
+    ]
+    text = ", ".join(parts) + " of a step on the slowest stage"
+    if plan.pp > 1:
+        text += f"; stages idle {format_percent(bubble_fraction(plan))} on average"
+    return text
+
+
+def _slower(other: Plan, best: Plan) -> str:
+    difference = other.objective_s / best.objective_s - 1
+    return "equal" if difference < 1e-9 else f"{format_percent(difference)} slower"
+
+
+def _proof(planning: Planning) -> str:
+    pairs = planning.result.pairs
+    counts = {
+        outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in ("solved", "pruned", "infeasible")
+    }
+    return (
+        f"gap {planning.result.gap:.1e} over {len(pairs)} (stages, micro-batches) pairs: {counts['solved']} with a plan, "
+        f"{counts['pruned']} pruned by bounds, {counts['infeasible']} do not fit"
+    )
+
+
+def _sentence(out: Console, label: str, text: str) -> None:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=12, style="bold")
+    table.add_column(overflow="fold")
+    table.add_row(label, text)
+    out.print(table)
