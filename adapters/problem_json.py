@@ -125,7 +125,9 @@ def _object(value: object, where: str, known: set[str]) -> Mapping[str, Any]:
     unknown = sorted(set(value) - known)
     if unknown:
         names = ", ".join(sorted(known))
-        raise InputError(f"{where}: unknown key {unknown[0]!r}", why=f"the keys are {names}", fix="remove or correct it")
+        raise InputError(
+            f"{where}: unknown key {unknown[0]!r}", why=f"the keys are {names}", fix="remove or correct it"
+        )
     return value
 
 
@@ -144,7 +146,7 @@ def _count(top: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def _limit(top: Mapping[str, Any], where: str) -> float:
-    value = top.get("memory_limit_bytes")
+    value: Any = top.get("memory_limit_bytes")
     if not _is_number(value) or value <= 0:
         raise InputError(f"{where}: memory_limit_bytes must be a number above 0, not {_shown(value)}")
     return float(value)
@@ -190,7 +192,11 @@ def _matrix(edge: Mapping[str, Any], key: str, where: str, size: int) -> FloatAr
     if key not in edge:
         return np.zeros((size, size))
     rows = edge[key]
-    if not isinstance(rows, list) or len(rows) < size or any(not isinstance(r, list) or len(r) != len(rows) for r in rows):
+    if (
+        not isinstance(rows, list)
+        or len(rows) < size
+        or any(not isinstance(r, list) or len(r) != len(rows) for r in rows)
+    ):
         raise InputError(f"{where}.{key} must be a square matrix over all {size} layouts")
     return np.array([_numbers({key: row}, key, f"{where} row {n}", None) for n, row in enumerate(rows)])[:size, :size]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from uniap_tune.cost.model import CostModel
@@ -74,12 +73,7 @@ def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: in
     formulation, assignment = candidate.formulation, candidate.assignment
     layers = [u for u, stage in enumerate(assignment.stage) if stage == i]
     chosen = [formulation.costs[u][assignment.strategy[u]] for u in layers]
-    time: Counter[str] = Counter()
-    step: Counter[str] = Counter()
-    for cost in chosen:
-        for parts in (cost.forward_s, cost.backward_s):
-            time.update(parts)
-        step.update(cost.step_s)
+    time = _sum([*(cost.forward_s for cost in chosen), *(cost.backward_s for cost in chosen)])
     reshard = value.stage_time_s[i] - sum(cost.time for cost in chosen)
     if reshard > 1e-12 * value.stage_time_s[i]:
         time[RESHARD] = reshard
@@ -87,11 +81,11 @@ def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: in
         layers=tuple(graph.layers[u].name for u in layers),
         strategies=tuple(formulation.strategies[u][assignment.strategy[u]] for u in layers),
         time_s=value.stage_time_s[i],
-        forward_s=sum(cost.forward for cost in chosen) + time[RESHARD] / 2,
+        forward_s=sum(cost.forward for cost in chosen) + time.get(RESHARD, 0.0) / 2,
         link_s=value.link_time_s[i] if i < candidate.pp - 1 else 0.0,
         step_s=value.stage_step_s[i],
-        time={name: seconds for name, seconds in time.items() if seconds},
-        step=dict(step),
+        time=time,
+        step=_sum(cost.step_s for cost in chosen),
         memory=_memory(candidate, costs, job, formulation, i, layers, chosen),
     )
 
@@ -107,26 +101,26 @@ def _memory(
 ) -> dict[str, float]:
     """Bytes of the stage's fullest device by part; they sum to its peak."""
     in_flight = formulation.problem.in_flight(i)
-    memory: Counter[str] = Counter()
-    for cost in chosen:
-        memory.update(cost.static_bytes)
-    static = sum(memory.values())
-    for cost in chosen:
-        memory.update({name: in_flight * size for name, size in cost.microbatch_bytes.items()})
+    held = _sum(cost.static_bytes for cost in chosen)
+    flying = _sum(cost.microbatch_bytes for cost in chosen)
     largest = max(range(len(layers)), key=lambda place: chosen[place].transient_bytes)
     strategy = formulation.strategies[layers[largest]][candidate.assignment.strategy[layers[largest]]]
     samples = job.global_batch // (candidate.num_microbatches * strategy.dp)
     buffers = costs.buffer_bytes(strategy, samples=samples)
-    running = sum(memory.values()) + chosen[largest].transient_bytes
-    update = static + sum(cost.step_bytes for cost in chosen)
+    running = in_flight * sum(flying.values()) + chosen[largest].transient_bytes
+    update = sum(cost.step_bytes for cost in chosen)
     if update > running:
-        held = Counter[str]()
-        for cost in chosen:
-            held.update(cost.static_bytes)
-        held[OPTIMIZER_STEP] = update - static
-        memory = held
+        peak = {OPTIMIZER_STEP: update}
     else:
-        memory[BUFFERS] += buffers
-        memory[WORKSPACE] += chosen[largest].transient_bytes - buffers
-    memory[RESERVED] = costs.reserved_bytes()
-    return {name: size for name, size in memory.items() if size}
+        peak = {name: in_flight * size for name, size in flying.items()}
+        peak |= {BUFFERS: buffers, WORKSPACE: chosen[largest].transient_bytes - buffers}
+    return _sum([held, peak, {RESERVED: costs.reserved_bytes()}])
+
+
+def _sum(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Named parts added up by name; parts that are zero are left out."""
+    total: dict[str, float] = {}
+    for mapping in parts:
+        for name, value in mapping.items():
+            total[name] = total.get(name, 0.0) + value
+    return {name: value for name, value in total.items() if value}

@@ -18,6 +18,7 @@ TPI >= rest + p + (c - 1) max(T, p) + max(H, G) for the rest of the plan and bou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -89,7 +90,8 @@ class ChainBounds:
         repeated = (c - 1) * np.maximum(p, self.slowest) if c > 1 else 0.0  # p may be infinite
         best: FloatArray = rest + p + repeated + self.once
         best = np.maximum(best, rest + c * joint)
-        return np.maximum(best, rest + both + (c - 1) * self.slowest)
+        bounded: FloatArray = np.maximum(best, rest + both + (c - 1) * self.slowest)
+        return bounded
 
     def lower_of(self, stage: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Stage bounds for omega = 0, 1/c, 1 (the last two are the first without once-a-step times)."""
@@ -283,7 +285,7 @@ def _hull_slopes(size: FloatArray, time: FloatArray) -> set[float]:
         ):
             hull.pop()
         hull.append((x, y))
-    return {(p[1] - q[1]) / (q[0] - p[0]) for p, q in zip(hull, hull[1:], strict=False)}
+    return {(p[1] - q[1]) / (q[0] - p[0]) for p, q in pairwise(hull)}
 
 
 def _forward(lowers: list[FloatArray], link: FloatArray) -> FloatArray:

@@ -168,7 +168,7 @@ def best_over(
     below which they cannot matter.
     """
     c = problem.num_microbatches
-    rest = _rest(problem, columns, budget)
+    rest = _rest(problem, columns)
     one, zero = np.zeros(1), np.zeros(1, dtype=np.int64)
     start = _States(one, one + bounds.slowest, one + bounds.once, zero, zero, zero, zero, zero)
     levels: list[dict[int, _States]] = [{0: start}]
@@ -178,7 +178,7 @@ def best_over(
         for index, column in enumerate(stage_columns):
             states = levels[-1].get(column.first)
             if states is not None and len(states):
-                into.setdefault(column.last, []).append(_join(problem, bounds, states, column, index))
+                into.setdefault(column.last, []).append(_join(problem, states, column, index))
         level: dict[int, _States] = {}
         for b, parts in into.items():
             states = _concatenate(parts)
@@ -194,7 +194,7 @@ def best_over(
     return _trace(problem, columns, levels, int(np.argmin(value)))
 
 
-def _rest(problem: Problem, columns: list[list[Column]], budget: float) -> list[FloatArray]:
+def _rest(problem: Problem, columns: list[list[Column]]) -> list[FloatArray]:
     """[N + 1][n + 1] least seconds of all that follows, from the columns themselves."""
     n = problem.num_layers
     link = np.zeros(n + 1)
@@ -209,7 +209,7 @@ def _rest(problem: Problem, columns: list[list[Column]], budget: float) -> list[
     return [r + (link if 0 < i < len(columns) else 0.0) for i, r in enumerate(rest)]
 
 
-def _join(problem: Problem, bounds: ChainBounds, states: _States, column: Column, index: int) -> _States:
+def _join(problem: Problem, states: _States, column: Column, index: int) -> _States:
     """Every state with every label of a column behind it."""
     edge = problem.chain_edges.get(column.first - 1)
     send = edge.send_s[states.leave[:, None], column.entry[None, :]] if edge is not None else np.zeros((1, 1))
@@ -233,9 +233,7 @@ def _concatenate(parts: list[_States]) -> _States:
     return _States(*(np.concatenate([getattr(p, name) for p in parts]) for name in _States.__slots__))
 
 
-def _trace(
-    problem: Problem, columns: list[list[Column]], levels: list[dict[int, _States]], index: int
-) -> Assignment:
+def _trace(problem: Problem, columns: list[list[Column]], levels: list[dict[int, _States]], index: int) -> Assignment:
     stage: list[int] = []
     strategy: list[int] = []
     b = problem.num_layers

@@ -1,8 +1,9 @@
 """Stage columns by label setting: every useful way to run layers [a, b) as one stage, and nothing dominated.
 
 A label is a choice of strategies for a prefix of a stage: seconds of a micro-batch (t), bytes held (m), largest
-transient (w), bytes of the update (s), seconds once a step (g), and the layouts at both borders. Extending it by a layer adds that layer's
-costs. One label can replace another with the same border layouts in any plan, at no higher TPI, if it is <= in
+transient (w), bytes of the update (s), seconds once a step (g), and the layouts at both borders. Extending it by a
+layer adds that layer's costs. One label can replace another with the same border layouts in any plan, at no higher
+TPI, if it is <= in
 
     m          bytes held,
     m + w      bytes at the peak of the layers so far (a later, larger transient replaces both alike),

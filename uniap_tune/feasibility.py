@@ -12,7 +12,8 @@ from uniap_tune.problem import FloatArray, Problem
 def least_peak(problem: Problem) -> float:
     """Bytes: the least, over all assignments, of the fullest stage's bytes, for any graph (edges need no memory).
 
-    Exact where one strategy of a layer is leanest both for micro-batches and for the update, else a lower bound. For each level of transients, every layer takes its leanest strategy with a transient no larger; a stage then
+    Exact where one strategy of a layer is leanest both for micro-batches and for the update, else a lower bound.
+    For each level of transients, every layer takes its leanest strategy with a transient no larger; a stage then
     needs that sum plus the level. The cut that minimizes the largest stage is a bottleneck dynamic program.
     """
     n = problem.num_layers

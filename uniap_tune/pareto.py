@@ -27,9 +27,7 @@ def pareto(criteria: FloatArray, group: IntArray) -> NDArray[np.intp]:
     if len(order) <= _BLOCK:
         return order[_survivors(rows, groups)]
     borders = np.flatnonzero(np.diff(groups)) + 1
-    kept = [
-        part[_group_front(criteria[part])] if len(part) > 1 else part for part in np.split(order, borders)
-    ]
+    kept = [part[_group_front(criteria[part])] if len(part) > 1 else part for part in np.split(order, borders)]
     return np.concatenate(kept)
 
 
@@ -38,7 +36,8 @@ def _survivors(rows: FloatArray, groups: IntArray) -> NDArray[np.bool_]:
     dominates = groups[:, None] == groups[None, :]
     for column in rows.T:
         dominates &= column[:, None] <= column[None, :]
-    return ~np.triu(dominates, 1).any(axis=0)
+    survivors: NDArray[np.bool_] = ~np.triu(dominates, 1).any(axis=0)
+    return survivors
 
 
 def _group_front(rows: FloatArray) -> NDArray[np.bool_]:

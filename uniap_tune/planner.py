@@ -124,9 +124,7 @@ def run(
     """Plan a request; see :func:`plan` for what it raises."""
     validate(request)
     space, pricer = build(request)
-    options = SearchOptions(
-        top=top, deadline=deadline or Deadline(), solve=solve, solver=solver, notify=notify
-    )
+    options = SearchOptions(top=top, deadline=deadline or Deadline(), solve=solve, solver=solver, notify=notify)
     result = search(space, pricer, options)
     if result.status is Status.INFEASIBLE:
         raise _infeasible(request, space, pricer)

@@ -20,8 +20,8 @@ subject to
 
 where f_i is the number of micro-batches in flight on stage i. R and R' depend on the *layout* of a strategy only.
 w is memory that lives only while a layer runs (a recomputed layer, the logits), so a stage pays for its largest.
-m2 is memory that only the optimizer needs, when no
-activation is alive. An edge is charged R' on every link it crosses. For N = 1 the same formulas hold with one stage and no link.
+m2 is memory that only the optimizer needs, when no activation is alive. An edge is charged R' on every link it crosses.
+For N = 1 the same formulas hold with one stage and no link.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,7 +265,7 @@ def is_valid(problem: Problem, assignment: Assignment) -> bool:
     stage = assignment.stage
     if stage[0] != 0 or stage[-1] != problem.num_stages - 1:
         return False
-    if any(b - a not in (0, 1) for a, b in zip(stage, stage[1:], strict=False)):
+    if any(b - a not in (0, 1) for a, b in pairwise(stage)):
         return False
     rule = problem.leading
     if rule is None:

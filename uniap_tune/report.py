@@ -137,12 +137,10 @@ def _slower(other: Plan, best: Plan) -> str:
 
 def _proof(planning: Planning) -> str:
     pairs = planning.result.pairs
-    counts = {
-        outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in ("solved", "pruned", "infeasible")
-    }
+    counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in ("solved", "pruned", "infeasible")}
     return (
-        f"gap {planning.result.gap:.1e} over {len(pairs)} (stages, micro-batches) pairs: {counts['solved']} with a plan, "
-        f"{counts['pruned']} pruned by bounds, {counts['infeasible']} do not fit"
+        f"gap {planning.result.gap:.1e} over {len(pairs)} (stages, micro-batches) pairs: "
+        f"{counts['solved']} with a plan, {counts['pruned']} pruned by bounds, {counts['infeasible']} do not fit"
     )
 
 

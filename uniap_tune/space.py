@@ -135,9 +135,7 @@ class Space:
     def families(self, pp: int, num_microbatches: int) -> list[Family]:
         """The families of one (pp, c); strategies whose replicas cannot share a micro-batch evenly are left out."""
         samples = self.job.global_batch // num_microbatches
-        usable = [
-            s for s in self.strategies(pp) if samples % s.dp == 0 and self.knobs.allows("mbs", samples // s.dp)
-        ]
+        usable = [s for s in self.strategies(pp) if samples % s.dp == 0 and self.knobs.allows("mbs", samples // s.dp)]
         if not usable:
             return []
         if not self.capabilities.uniform:

@@ -1,6 +1,6 @@
 """What a target cannot train, by name. A plan nobody can launch is worthless, so this is asked before planning.
 
-Megatron means ``pretrain_gpt.py`` of Megatron-LM with megatron-core 0.14 to 0.19: a feature counts only if an argument
+Megatron means ``pretrain_gpt.py`` of Megatron-LM with megatron-core 0.16 to 0.19: a feature counts only if an argument
 of it (``megatron/training/arguments.py``, ``TransformerConfig``) switches it on. DeepSpeed means the model of
 ``transformers`` under DeepSpeed 0.19, whose architecture is whatever ``transformers`` implements.
 """
@@ -31,15 +31,28 @@ MEGATRON_ACTIVATIONS: Mapping[tuple[bool, str], str] = MappingProxyType(
 # Bytes of both Adam moments of a parameter -> the dtype of --exp-avg-dtype and --exp-avg-sq-dtype.
 MEGATRON_MOMENTS: Mapping[int, str] = MappingProxyType({8: "fp32", 4: "bf16", 2: "fp8"})
 
+# The one factor of Llama 3's scaling that pretrain_gpt.py builds a model with (Llama 3.1's; see the notes below).
+LLAMA3_FACTOR = 8.0
+
 # Megatron knows Llama 3's scaling, linear interpolation by whole factors, and YaRN inside latent attention.
 _MEGATRON_ROPE_SCALINGS = frozenset({None, "default", "llama3", "linear"})
 
-_Rule = Callable[[Model, Job], bool]
+# What to say, with fields of {model} and {job}, and when.
+_Rules = tuple[tuple[str, Callable[[Model, Job], bool]], ...]
 
 
 def unsupported(model: Model, job: Job, target: Target) -> tuple[str, ...]:
     """What of this model and job the target cannot train, one name each; empty: it can train all of it."""
-    return tuple(reason for reason, applies in _RULES[target] if applies(model, job))
+    return _applying(_RULES[target], model, job)
+
+
+def notes(model: Model, job: Job, target: Target) -> tuple[str, ...]:
+    """What the target does differently from the model without being unable to train it, one sentence each."""
+    return _applying(_NOTES[target], model, job)
+
+
+def _applying(rules: _Rules, model: Model, job: Job) -> tuple[str, ...]:
+    return tuple(text.format(model=model, job=job) for text, applies in rules if applies(model, job))
 
 
 def require_supported(model: Model, job: Job, target: Target) -> None:
@@ -84,7 +97,7 @@ def _optimizer_states(_model: Model, job: Job) -> bool:
     return job.state_bytes not in MEGATRON_MOMENTS
 
 
-_MEGATRON: tuple[tuple[str, _Rule], ...] = (
+_MEGATRON: _Rules = (
     ("ALiBi positions", lambda model, _: model.position is Position.ALIBI),
     ("soft-capping of attention scores", lambda model, _: model.attention_softcap is not None),
     ("soft-capping of logits", lambda model, _: model.logit_softcap is not None),
@@ -94,33 +107,57 @@ _MEGATRON: tuple[tuple[str, _Rule], ...] = (
         "blocks with a single norm",
         lambda model, _: model.norms_per_layer < 2 and not model.parallel_residual,
     ),
-    ("model without a final norm", lambda model, _: not model.final_norm),
+    ("way to leave out the final norm", lambda model, _: not model.final_norm),
     ("norm after the embedding", lambda model, _: model.embedding_norm),
     ("projection of the embedding to another width", lambda model, _: model.embedding_size is not None),
     ("query-key norm over all heads together", lambda model, _: model.qk_norm is QkNorm.FULL),
     ("bias of the output layer", lambda model, _: model.head_bias),
     ("biases in attention or MLP alone", _mixed_biases),
     ("LayerNorm without a bias or RMSNorm with one", _norm_bias),
-    ("rotary scaling of this kind", _rope_scaling),
+    ("rotary scaling of kind {model.rope_scaling} by {model.rope_scaling_factor}", _rope_scaling),
     (
-        "rotary base that is not a whole number",
+        "rotary base {model.rope_theta}, which is not whole",
         lambda model, _: model.position is Position.ROPE and not float(model.rope_theta).is_integer(),
     ),
     ("chunked attention (Llama 4)", lambda model, _: model.family.startswith("llama4")),
     (
-        "activation of this kind in its MLP",
-        lambda model, _: (model.gated_mlp, model.activation) not in MEGATRON_ACTIVATIONS,
+        "gated MLP with {model.activation}",
+        lambda model, _: model.gated_mlp and (True, model.activation) not in MEGATRON_ACTIVATIONS,
+    ),
+    (
+        "MLP with {model.activation}",
+        lambda model, _: not model.gated_mlp and (False, model.activation) not in MEGATRON_ACTIVATIONS,
     ),
     ("mixed precision without fp32 master weights", lambda _, job: not job.precision.master_weights),
-    ("optimizer states of this size", _optimizer_states),
+    ("{job.optimizer} with {job.state_bytes} bytes of states a parameter", _optimizer_states),
 )
 
-_DEEPSPEED: tuple[tuple[str, _Rule], ...] = (
+_DEEPSPEED: _Rules = (
     ("8-bit or 4-bit training", lambda _, job: job.precision.compute in (DType.FP8, DType.MXFP8, DType.NVFP4)),
     ("mixed precision without fp32 master weights", lambda _, job: not job.precision.master_weights),
     ("multi-token prediction", lambda model, _: model.mtp_layers > 0),
 )
 
-_RULES: Mapping[Target, tuple[tuple[str, _Rule], ...]] = MappingProxyType(
+_RULES: Mapping[Target, _Rules] = MappingProxyType(
     {Target.MEGATRON: _MEGATRON, Target.DEEPSPEED: _DEEPSPEED, Target.ANY: ()}
+)
+
+_MEGATRON_NOTES: _Rules = (
+    (
+        "pretrain_gpt.py builds Llama 3's rotary scaling with a factor of 8 whatever --rope-scaling-factor says "
+        "(gpt_builders.py does not pass it on); this model has {model.rope_scaling_factor:g}",
+        lambda model, _: model.rope_scaling == "llama3" and model.rope_scaling_factor != LLAMA3_FACTOR,
+    ),
+    (
+        "GELU is computed in its tanh form, which is what the fused kernel does",
+        lambda model, _: not model.gated_mlp and model.activation == "gelu" and model.mlp_bias,
+    ),
+    (
+        "how DeepSeek-V3's router scores and groups its experts is left to arguments of your own",
+        lambda model, _: model.family == "deepseek_v3",
+    ),
+)
+
+_NOTES: Mapping[Target, _Rules] = MappingProxyType(
+    {Target.MEGATRON: _MEGATRON_NOTES, Target.DEEPSPEED: (), Target.ANY: ()}
 )

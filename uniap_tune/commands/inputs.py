@@ -25,13 +25,17 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=_TARGETS, default="megatron", help="engine to plan for (default megatron)")
     parser.add_argument("--precision", choices=_PRECISIONS, help="default: bf16 where the device has it, else fp16")
     parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
-    parser.add_argument("--gradient-bytes", type=int, choices=(2, 4), help="bytes of a gradient (default: the engine's)")
+    parser.add_argument(
+        "--gradient-bytes", type=int, choices=(2, 4), help="bytes of a gradient (default: the engine's)"
+    )
     parser.add_argument("--no-master-weights", action="store_true", help="no fp32 copy of the parameters")
     parser.add_argument("--no-flash-attention", action="store_true", help="attention materializes its scores")
     parser.add_argument(
         "--memory-fraction", type=fraction, metavar="F", help="part of each device's memory a plan may use"
     )
-    parser.add_argument("--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1, recompute=full")
+    parser.add_argument(
+        "--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1, recompute=full"
+    )
     parser.add_argument("--max", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8")
     parser.add_argument("--forbid", action="append", default=[], metavar="KNOB=V", help="e.g. recompute=full")
 

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the plan as JSON on stdout")
     parser.add_argument("--top", type=positive_int, default=1, metavar="K", help="the K best different plans")
     parser.add_argument("--solver", choices=("auto", "highs", "cbc"), default="auto", help="auto: stage columns")
-    parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best plan so far")
+    parser.add_argument(
+        "--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best plan so far"
+    )
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes to search with")
 
 
@@ -137,9 +139,7 @@ def _progress() -> Callable[[Progress], None] | None:
     return show
 
 
-def _document(
-    planning: Planning, prices: dict[str, float | None], spent: dict[str, float], top: int
-) -> dict[str, Any]:
+def _document(planning: Planning, prices: dict[str, float | None], spent: dict[str, float], top: int) -> dict[str, Any]:
     document = planning.plan.to_dict()
     if top > 1:
         document["alternatives"] = [plan.to_dict() for plan in planning.plans[1:top]]

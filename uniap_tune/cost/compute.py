@@ -79,11 +79,14 @@ class ComputeModel:
         self._runtime = runtime
         self._efficiency = efficiency
         dtype = job.precision.compute
-        self._wide = _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype)) * efficiency.gemm
+        clocks = efficiency.sustained.get(device.name, 1.0)
+        self._wide = (
+            clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype)) * efficiency.gemm
+        )
         self._narrow = self._wide
         self._is_quantized = dtype not in (DType.FP32, *_HALF) and dtype in device.peak_flops
         if self._is_quantized:
-            self._narrow = _peak(device, dtype) * efficiency.quantized[dtype]
+            self._narrow = clocks * _peak(device, dtype) * efficiency.quantized[dtype]
         self._attention_peak = self._wide / efficiency.gemm
         self._bandwidth = device.memory_bandwidth * efficiency.memory
         self._sms = device.num_sms

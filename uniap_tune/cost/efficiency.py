@@ -27,6 +27,7 @@ class Efficiency:
         generation: the file it came from.
         gemm: fraction of peak FLOP/s of a large matrix multiplication, in the clock and power limits of training.
         quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak.
+        sustained: for devices whose clocks under load differ from the generation's by their power limit, the factor.
         gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
         gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
         misaligned: times as long a GEMM takes whose rows are not multiples of 16 bytes.
@@ -50,6 +51,7 @@ class Efficiency:
     generation: str
     gemm: float
     quantized: Mapping[DType, float]
+    sustained: Mapping[str, float]
     gemm_wave_exponent: float
     gemm_k_ramp: float
     misaligned: float
@@ -87,12 +89,14 @@ def load_efficiency(generation: str) -> Efficiency:
     values = _read(GENERIC)
     own = _read(generation)
     quantized = {**values.pop("quantized"), **own.pop("quantized", {})}
+    sustained = own.pop("sustained", {})
     values.update(own)
     known = {field.name for field in fields(Efficiency)}
     numbers = {key: value for key, value in values.items() if key in known}
     return Efficiency(
         generation=generation,
         quantized=MappingProxyType({DType(name): value for name, value in quantized.items()}),
+        sustained=MappingProxyType(sustained),
         **numbers,
     )
 

@@ -51,7 +51,6 @@ class Runtime:
     gradient_fusion: bool = True
     transformer_engine: bool = True
 
-
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
         """Rows of the embedding table over all ranks: padded to ``vocab_multiple * tp``."""
         step = self.vocab_multiple * tp if tp > 1 or self.pads_without_tp else 1

@@ -81,9 +81,7 @@ def build(problem: Problem) -> LayerModel:
     model = LayerModel(pulp.LpProblem("uniap", pulp.LpMinimize), _time_scale(problem))
     for u, table in enumerate(problem.layers):
         for i in _stages(problem, u):
-            model.x[u, i] = [
-                pulp.LpVariable(f"x_{u}_{i}_{k}", cat=pulp.LpBinary) for k in range(table.num_strategies)
-            ]
+            model.x[u, i] = [pulp.LpVariable(f"x_{u}_{i}_{k}", cat=pulp.LpBinary) for k in range(table.num_strategies)]
     for i in range(problem.num_stages):
         model.stage_terms[i] = [
             float(a) / model.time_scale * var
@@ -244,7 +242,7 @@ def _path(problem: Problem, model: LayerModel, edge: EdgeTable) -> None:
 
 def _transport(problem: Problem, model: LayerModel, edge: EdgeTable, number: int) -> None:
     """Any other edge: inside stage i under P[u,i] + P[v,i] - 1; over link j under "u by j" + "v after j" - 1."""
-    u, v, last = edge.source, edge.target, problem.num_stages - 1
+    last = problem.num_stages - 1
     for i in range(last + 1):
         name = f"t_{number}_{i}"
         _carry(problem, model, edge, name, edge.reshard_s, (range(i, i + 1), range(i, i + 1)), model.stage_terms[i])
@@ -314,8 +312,5 @@ def _decode(problem: Problem, model: LayerModel) -> Assignment:
 
 def _forbid(problem: Problem, model: LayerModel, assignment: Assignment, i: int) -> None:
     """Cut off one stage's exact choice, which needs more memory than there is."""
-    chosen = [
-        model.x[u, i][assignment.strategy[u]] for u in range(problem.num_layers) if assignment.stage[u] == i
-    ]
+    chosen = [model.x[u, i][assignment.strategy[u]] for u in range(problem.num_layers) if assignment.stage[u] == i]
     model.lp += lin_sum(chosen) <= len(chosen) - 1
-

@@ -18,7 +18,7 @@ from uniap_tune.render.megatron_model import model_arguments
 from uniap_tune.render.shell import Arguments, Value, Variable, comment, script
 from uniap_tune.spec import Cluster, DType, Job, Model, OptimizerName, Recompute
 from uniap_tune.strategy import Strategy
-from uniap_tune.targets import MEGATRON_MOMENTS
+from uniap_tune.targets import MEGATRON_MOMENTS, notes
 
 # NVIDIA generations from Blackwell on need no single work queue for tensor parallelism (arg:1474).
 _BLACKWELL = "blackwell"
@@ -81,6 +81,7 @@ def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header:
         "megatron/launch.sh.j2",
         header=header,
         summary=f"{model.name} on {cluster.name}",
+        notes=notes(model, job, plan.target),
         cluster=cluster,
         groups=launch.groups,
         environment=launch.environment,

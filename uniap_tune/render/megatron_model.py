@@ -10,7 +10,7 @@ from itertools import groupby
 from uniap_tune.graph import block_type
 from uniap_tune.render.shell import Value
 from uniap_tune.spec import Job, Mla, Model, Moe, Norm, Position, QkNorm
-from uniap_tune.targets import MEGATRON_ACTIVATIONS
+from uniap_tune.targets import LLAMA3_FACTOR, MEGATRON_ACTIVATIONS
 
 # Megatron's default: the embedding table is padded to a multiple of this times tp (--make-vocab-size-divisible-by).
 _VOCAB_MULTIPLE = 128
@@ -123,7 +123,7 @@ def _position_arguments(model: Model) -> dict[str, Value]:
     if model.rope_fraction != 1:
         arguments["--rotary-percent"] = model.rope_fraction
     if model.rope_scaling == "llama3":
-        arguments |= {"--use-rope-scaling": True, "--rope-scaling-factor": model.rope_scaling_factor or 8.0}
+        arguments |= {"--use-rope-scaling": True, "--rope-scaling-factor": model.rope_scaling_factor or LLAMA3_FACTOR}
     elif model.rope_scaling == "linear":
         arguments["--rotary-seq-len-interpolation-factor"] = int(model.rope_scaling_factor or 1)
     return arguments
