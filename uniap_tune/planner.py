@@ -18,7 +18,8 @@ from uniap_tune.graph import build_graph
 from uniap_tune.plan import Plan
 from uniap_tune.problem import Status
 from uniap_tune.relax import memory_needed, relaxations
-from uniap_tune.search import Progress, SearchOptions, SearchResult, Solve, search, solve_by_columns
+from uniap_tune.search import Progress, SearchOptions, SearchResult, search
+from uniap_tune.solvers import AUTO, solver_named
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Cluster, Job, Model, Position
 from uniap_tune.strategy import CAPABILITIES, Target
@@ -117,14 +118,15 @@ def run(
     *,
     top: int = 1,
     deadline: Deadline | None = None,
-    solve: Solve = solve_by_columns,
-    solver: str = "columns",
+    solver: str = AUTO,
     notify: Callable[[Progress], None] | None = None,
 ) -> Planning:
     """Plan a request; see :func:`plan` for what it raises."""
     validate(request)
     space, pricer = build(request)
-    options = SearchOptions(top=top, deadline=deadline or Deadline(), solve=solve, solver=solver, notify=notify)
+    options = SearchOptions(
+        top=top, deadline=deadline or Deadline(), solve=solver_named(solver), solver=solver, notify=notify
+    )
     result = search(space, pricer, options)
     if result.status is Status.INFEASIBLE:
         raise _infeasible(request, space, pricer)

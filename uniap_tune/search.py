@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from uniap_tune.bounds import ChainBounds, chain_bounds
-from uniap_tune.chain import solve_chain
+from uniap_tune.bounds import chain_bounds
 from uniap_tune.columns import Deadline
 from uniap_tune.formulate import Formulation, Pricer
-from uniap_tune.problem import Assignment, Problem, Solution, Status, evaluate, relative_gap
+from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import quick_bound
+from uniap_tune.solvers import Solve, solver_named
 from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
 
@@ -101,22 +101,14 @@ class SearchResult:
         return relative_gap(self.candidates[0].objective_s, self.bound_s) if self.candidates else math.inf
 
 
-Solve = Callable[[Problem, float, Deadline, ChainBounds], Solution]
-
-
-def solve_by_columns(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds) -> Solution:
-    """The default solver of one problem."""
-    return solve_chain(problem, cutoff=cutoff, deadline=deadline, bounds=bounds)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """``top``: how many different plans to prove best; ``notify`` is called after every entry."""
 
     top: int = 1
     deadline: Deadline = field(default_factory=Deadline)
-    solve: Solve = solve_by_columns
-    solver: str = "columns"
+    solve: Solve = field(default_factory=solver_named)
+    solver: str = "auto"
     notify: Callable[[Progress], None] | None = None
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from uniap_tune.bounds import ChainBounds
 from uniap_tune.chain import SOLVER, solve_chain
 from uniap_tune.columns import Deadline
 from uniap_tune.problem import Problem, Solution
 
-if TYPE_CHECKING:
-    from uniap_tune.bounds import ChainBounds
-    from uniap_tune.search import Solve
-
 AUTO = "auto"
 
+# A problem, a TPI above which plans are of no interest, when to stop, and the problem's bounds.
+Solve = Callable[[Problem, float, Deadline, ChainBounds], Solution]
 
-def solver_named(name: str) -> Solve:
+
+def solver_named(name: str = AUTO) -> Solve:
     """``auto``, ``highs`` or ``cbc``, for use by the search."""
 
     def solve(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds) -> Solution:

@@ -72,7 +72,6 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
     from uniap_tune.columns import Deadline
     from uniap_tune.planner import restriction_prices
     from uniap_tune.planner import run as run_planner
-    from uniap_tune.solvers import solver_named
     from uniap_tune.strategy import Target
 
     deadline = Deadline.after(args.time_limit)
@@ -80,7 +79,6 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
         request,
         top=max(args.top, 2),  # the runner-up is part of the answer
         deadline=deadline,
-        solve=solver_named(args.solver),
         solver=args.solver,
         notify=_progress(),
     )

@@ -19,6 +19,10 @@ from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Device, DType, Job, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
+# Bytes an element of a linear layer's input (output gradient) moves to be quantized: read as 16 bits, written as 8 bits
+# in rows and columns; the input's columns are made for backward from the narrow copy.
+_CAST_FORWARD = 5.0
+_CAST_BACKWARD = 4.0
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
 _COLLECTIVE_LAUNCHES = 1.0
 _LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
@@ -144,7 +148,9 @@ class ComputeModel:
         # the last wave of tiles runs with idle SMs; smaller tiles and split-k win part of them back
         idle = math.pow(min(math.ceil(waves) / waves, 4.0), efficiency.gemm_wave_exponent)
         rate = self._narrow if gemm.quantized else self._wide
-        compute = 2.0 * m * n * k * idle * (1 + efficiency.gemm_k_ramp / k) / rate
+        # filling and draining a tile takes a fixed time, so faster formats lose more of their rate to it
+        ramp = efficiency.gemm_k_ramp * rate / self._wide
+        compute = 2.0 * m * n * k * idle * (1 + ramp / k) / rate
         size = self._width * (m * k + k * n) + (8 if gradient else self._width) * m * n
         return gemm.count * max(compute, size / self._bandwidth)
 
@@ -198,10 +204,14 @@ class ComputeModel:
         dropout = 2 * (0.5 * hidden) if model.hidden_dropout else 0.0
         forward = hidden * (2 * model.norms_per_layer + 6) + active * (gate + 1) + rotary + dropout + permuted
         backward = hidden * (3 * model.norms_per_layer + 8) + active * (2 * gate + 1) + rotary + dropout + permuted
-        casts = 0.0
-        if self._is_quantized:  # read 2 bytes, write 1 byte and its transpose, for the inputs of the linear layers
-            casts = 2 * (2 * tokens * model.hidden_size + active + tokens * model.q_width / shape.tp)
-        return self._width * forward + casts, self._width * backward + casts
+        forward, backward = self._width * forward, self._width * backward
+        if self._is_quantized:
+            inputs = 2 * tokens * model.hidden_size + tokens * model.q_width / shape.tp + active
+            outputs = 2 * tokens * model.hidden_size + gate * active
+            outputs += tokens * (model.q_width + 2 * model.kv_width) / shape.tp
+            forward += _CAST_FORWARD * inputs
+            backward += _CAST_BACKWARD * outputs
+        return forward, backward
 
     def _embedding(self, shape: Shape) -> Compute:
         size = self._width * shape.samples * self._job.seq_length / shape.cp * self._model.hidden_size
