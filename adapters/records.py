@@ -19,6 +19,7 @@ from uniap_tune.graph import build_graph
 from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
 from uniap_tune.spec import DType, Job, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Capabilities, Strategy, Target
+from uniap_tune.weights import parameter_count
 
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
@@ -238,6 +239,7 @@ class _Reader:
             recompute=recompute,
             sequence_parallel=tp > 1 and (not legacy if sequence is None else sequence),
         )
+        strategy = self._sharded(run, strategy, pp)
         virtual = self._virtual_stages(pp, run.model.num_layers)
         chunks = uniform_chunks([layer.type for layer in build_graph(run.model).layers], strategy, pp, virtual)
         if leading is not None:
@@ -250,6 +252,15 @@ class _Reader:
             micro_batch=micro_batch,
             num_microbatches=max(1, run.job.global_batch // micro_batch),
         )
+
+    def _sharded(self, run: Run, strategy: Strategy, pp: int) -> Strategy:
+        """A run whose parameters and gradients alone exceed the memory must have sharded them."""
+        state = run.job.precision.param_bytes + 4
+        held = state * parameter_count(run.model) / (strategy.tp * pp * strategy.ep)
+        if strategy.zero >= 3 or pp > 1 or strategy.dp == 1 or held < run.cluster.device.memory_bytes:
+            return strategy
+        self._assume("parameters sharded (FSDP): unsharded they exceed the memory")
+        return replace(strategy, zero=3)
 
     def _degree(self, key: str) -> int:
         value = count(self._record, key)

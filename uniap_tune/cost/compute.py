@@ -19,6 +19,10 @@ from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Device, DType, Job, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
+# Bytes an element of the attention matrix moves each way: scores written by one kernel and read by the next, softmax
+# read and written [Empirical on top of these four]; dropout reads and writes 16 bits and a mask.
+_SOFTMAX_BYTES = 8.0
+_DROPOUT_BYTES = 5.0
 # Bytes an element of a linear layer's input (output gradient) moves to be quantized: read as 16 bits, written as 8 bits
 # in rows and columns; the input's columns are made for backward from the narrow copy.
 _CAST_FORWARD = 5.0
@@ -167,11 +171,12 @@ class ComputeModel:
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
     def _unfused(self, heads: float, seq: int, cp: int, head_width: int, value_width: int) -> _Attention:
-        """Batched GEMMs over all of s x s, and softmax, mask and dropout by bytes (about 13 each way [Empirical])."""
+        """Batched GEMMs over all of s x s, and scaling, softmax and dropout by bytes."""
         rows = seq / cp
         scores = _Gemm(rows, seq, head_width, heads, quantized=False)
         context = _Gemm(rows, value_width, seq, heads, quantized=False)
-        softmax = 13 * heads * rows * seq / self._bandwidth
+        moved = _SOFTMAX_BYTES + (_DROPOUT_BYTES if self._model.attention_dropout else 0.0)
+        softmax = moved * heads * rows * seq / self._bandwidth
         forward = self._batched(scores) + self._batched(context)
         return _Attention(forward + softmax, 2 * forward + softmax)
 

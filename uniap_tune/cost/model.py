@@ -52,9 +52,10 @@ _BORDER_BUFFERS = 3.4
 _FRAGMENTATION = 0.03
 # Kernels of a backward pass for each of the forward pass [Empirical].
 _BACKWARD_KERNELS = 1.15
-# Adam reads gradient, master weight and both moments in fp32, writes the last three and the narrow parameter;
-# clipping reads the gradient once more: 4 + 8 + 8 + 8 + 2 + 4.
-_OPTIMIZER_TRAFFIC = 34.0
+# Bytes a parameter moves in the optimizer step: the gradient is read for its norm (4) and scaled by the clipping factor
+# (8); Adam reads gradient, master weight and both moments and writes the last three (28) and the
+# narrow parameter (2).
+_OPTIMIZER_TRAFFIC = 42.0
 
 
 @dataclass(frozen=True, slots=True)
