@@ -2,9 +2,9 @@
 
 A round takes a *budget* B on the TPI, builds the columns of every interval whose bound is under B, and finds the
 best plan over them. It either returns the optimum (every plan better than B is made of those columns) or proves
-that no plan is under B. Budgets grow geometrically from the lower bound, so that the work is dominated by the
-last round, and a round with the budget just above the optimum keeps label sets small. An incumbent from
-elsewhere ends the search as soon as the budget reaches it.
+that no plan is under B. The closer B is to the optimum, the fewer labels survive, so budgets grow geometrically from
+the lower bound in rounds that keep only a beam of labels, until one finds a plan: its TPI is the budget of the one
+exact round. An incumbent from elsewhere caps every budget.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uniap_tune.problem import (
 
 SOLVER = "columns"
 _FIRST_STEP = 5e-4  # the first budget is this far above the lower bound
-_STEP_GROWTH = 4.0
+_STEP_GROWTH = 3.0
 _LAST_STEP = 0.5  # beyond it the budget is infinite
 _BEAM = 16
 
@@ -63,23 +63,36 @@ def solve_chain(
     if math.isinf(bounds.total):
         return infeasible(SOLVER)
     builder = ColumnBuilder(problem, bounds)
-    lower, step = bounds.total, _FIRST_STEP
+    plan: Assignment | None = None
     try:
-        while lower < cutoff:
-            budget = lower * (1 + step) if step <= _LAST_STEP else math.inf
-            budget = min(budget, cutoff)
-            found = _round(problem, bounds, builder, budget, deadline)
-            if found is not None:
-                value = evaluate(problem, found).objective_s
-                return Solution(Status.OPTIMAL, found, value, value, SOLVER)
-            if math.isinf(budget):
-                return infeasible(SOLVER)
-            lower, step = max(lower, budget), step * _STEP_GROWTH
+        budget, plan = _first_plan(problem, bounds, builder, cutoff, deadline)
+        found = _round(problem, bounds, builder, budget, deadline) or plan
     except DeadlineError:
-        plan = heuristic_plan(problem, bounds, builder)
+        plan = plan or heuristic_plan(problem, bounds, builder)
         value = evaluate(problem, plan).objective_s if plan is not None else math.inf
-        return Solution(Status.LIMIT, plan, value, min(lower, value), SOLVER)
-    return Solution(Status.LIMIT, None, math.inf, lower, SOLVER)
+        return Solution(Status.LIMIT, plan, value, min(bounds.total, value), SOLVER)
+    if found is not None:
+        value = evaluate(problem, found).objective_s
+        return Solution(Status.OPTIMAL, found, value, value, SOLVER)
+    if math.isinf(budget):
+        return infeasible(SOLVER)
+    return Solution(Status.LIMIT, None, math.inf, max(bounds.total, budget), SOLVER)
+
+
+def _first_plan(
+    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, cutoff: float, deadline: Deadline
+) -> tuple[float, Assignment | None]:
+    """A plan close to the bound and its TPI; without one, the cutoff (``inf``: not even a beam found any)."""
+    step = _FIRST_STEP
+    while step <= _LAST_STEP and bounds.total > 0:
+        budget = min(bounds.total * (1 + step), cutoff)
+        plan = _round(problem, bounds, builder, budget, deadline, beam=_BEAM)
+        if plan is not None:
+            return evaluate(problem, plan).objective_s, plan
+        if budget >= cutoff:
+            break
+        step *= _STEP_GROWTH
+    return cutoff, None
 
 
 def heuristic_plan(problem: Problem, bounds: ChainBounds, builder: ColumnBuilder) -> Assignment | None:
@@ -102,7 +115,12 @@ def budget_columns(
 
 
 def _columns(
-    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, budget: float, deadline: Deadline
+    problem: Problem,
+    bounds: ChainBounds,
+    builder: ColumnBuilder,
+    budget: float,
+    deadline: Deadline,
+    beam: int | None = None,
 ) -> list[list[Column]] | None:
     c = problem.num_microbatches
     allowed: list[BoolArray] = []
@@ -112,14 +130,19 @@ def _columns(
         if not mask.any():
             return None
         allowed.append(mask)
-    columns = builder.build(allowed, budget, deadline)
+    columns = builder.build(allowed, budget, deadline, beam)
     return columns if all(columns) else None
 
 
 def _round(
-    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, budget: float, deadline: Deadline
+    problem: Problem,
+    bounds: ChainBounds,
+    builder: ColumnBuilder,
+    budget: float,
+    deadline: Deadline,
+    beam: int | None = None,
 ) -> Assignment | None:
-    columns = _columns(problem, bounds, builder, budget, deadline)
+    columns = _columns(problem, bounds, builder, budget, deadline, beam)
     return None if columns is None else best_over(problem, bounds, columns, budget, deadline)
 
 

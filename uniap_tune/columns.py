@@ -305,30 +305,36 @@ class ColumnBuilder:
         most = limit * (1 + MEMORY_SLACK)
         peak = labels.m + np.maximum(labels.w, node.floor)
         keep = (peak <= most) & (labels.m <= node.spare) & (labels.s <= most)
-        if node.caps is not None:
-            multipliers = self._stage_multipliers(flight)
-            caps = node.caps + BUDGET_SLACK * np.abs(node.caps)
-            for omega, rows in zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True):
-                value = (labels.t + omega * labels.g)[:, None] + peak[:, None] * multipliers[None, :]
-                keep &= (value <= rows[labels.layout]).all(axis=1)
         labels, peak = labels.take(keep), peak[keep]
+        slack = self._slack(labels, peak, node, flight)
+        if slack is not None:
+            keep = slack >= 0
+            labels, peak, slack = labels.take(keep), peak[keep], slack[keep]
         columns = [*self._prices(labels.t, labels.g), labels.m, peak, *([labels.s] if self._updates else [])]
         criteria = np.stack(columns, axis=1)
         group = labels.entry * self.problem.num_layouts + labels.layout
-        labels = labels.take(pareto(criteria, group))
-        return labels if beam is None or len(labels) <= beam else labels.take(self._beam(labels, beam))
+        front = pareto(criteria, group)
+        if beam is not None:
+            front = front[_beam(labels.m[front], None if slack is None else slack[front], group[front], beam)]
+        return labels.take(front)
+
+    def _slack(self, labels: Labels, peak: FloatArray, node: Node, flight: int) -> FloatArray | None:
+        """[N] seconds by which the best completion of a label stays under the budget, by the tightest bound."""
+        if node.caps is None:
+            return None
+        multipliers = self._stage_multipliers(flight)
+        caps = node.caps + BUDGET_SLACK * np.abs(node.caps)
+        least = np.full(len(labels), np.inf)
+        for omega, rows in zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True):
+            value = (labels.t + omega * labels.g)[:, None] + peak[:, None] * multipliers[None, :]
+            least = np.minimum(least, (rows[labels.layout] - value).min(axis=1))
+        return least
 
     def _prices(self, t: FloatArray, g: FloatArray) -> list[FloatArray]:
         """The criteria of seconds: a single stage pays exactly c t + g, others between t and c t, and at most g."""
         if self.problem.num_stages == 1:
             return [self.problem.num_microbatches * t + g]
         return [t, t + g]
-
-    def _beam(self, labels: Labels, width: int) -> IntArray:
-        """Spread over the trade-off: the leanest, the fastest, and evenly between them by memory."""
-        order = np.lexsort((labels.t, labels.m))
-        picks = np.unique(np.linspace(0, len(order) - 1, width).round().astype(np.int64))
-        return np.unique(np.concatenate([order[picks], [int(np.argmin(labels.t))]]))
 
     def _stage_multipliers(self, flight: int) -> FloatArray:
         for i, stage in enumerate(self.bounds.stages):
@@ -381,6 +387,22 @@ def _classes(cost: FloatArray, own: IntArray, other: IntArray) -> IntArray:
     result = np.arange(len(cost))
     result[used] = used[first[inverse.ravel()]]
     return result
+
+
+def _beam(size: FloatArray, slack: FloatArray | None, group: IntArray, width: int) -> IntArray:
+    """Of each group the most promising: by slack, or without a budget evenly spread by memory; and the leanest."""
+    kept = []
+    for name in np.unique(group):
+        members = np.flatnonzero(group == name)
+        if len(members) > width:
+            by_size = members[np.argsort(size[members], kind="stable")]
+            if slack is None:
+                chosen = by_size[np.linspace(0, len(by_size) - 1, width).round().astype(np.int64)]
+            else:
+                chosen = members[np.argsort(-slack[members], kind="stable")[:width]]
+            members = np.unique(np.append(chosen, by_size[0]))
+        kept.append(members)
+    return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
 
 def _running_max(values: FloatArray) -> FloatArray:

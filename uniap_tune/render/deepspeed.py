@@ -14,6 +14,7 @@ from uniap_tune.plan import Plan
 from uniap_tune.render.shell import script
 from uniap_tune.spec import Cluster, DType, Job, Model, Recompute
 from uniap_tune.strategy import Strategy
+from uniap_tune.targets import notes
 
 # Elements of a gradient bucket. Collectives below some 100 MB do not reach the bandwidth of the network [Empirical];
 # DeepSpeed's own 5e8 holds gigabytes in buffers without being faster (runtime/zero/config.py, reduce_bucket_size).
@@ -37,6 +38,7 @@ def deepspeed_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header
             "deepspeed/launch.sh.j2",
             header=header,
             summary=f"{model.name} on {cluster.name}",
+            notes=notes(model, job, plan.target),
             cluster=cluster,
             pipeline=plan.pp > 1,
             recompute=recompute,
