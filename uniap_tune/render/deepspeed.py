@@ -31,7 +31,7 @@ def deepspeed_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header
         UnsupportedError: DeepSpeed cannot run this plan; says what is in the way.
     """
     config = deepspeed_config(plan, model, job)
-    recompute = _recompute(plan) is Recompute.FULL
+    recompute = _recomputes(plan)
     files = {
         "ds_config.json": _json(config),
         "launch.sh": script(
@@ -58,6 +58,7 @@ def deepspeed_config(plan: Plan, model: Model, job: Job) -> dict[str, Any]:
     all ranks, as if tensor-parallel ranks saw different samples.
     """
     strategy = _one_grid(plan)
+    interval = 1 if _recomputes(plan) else 0
     config: dict[str, Any] = {} if strategy.tp > 1 else {"train_batch_size": job.global_batch}
     config |= {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
@@ -69,7 +70,7 @@ def deepspeed_config(plan: Plan, model: Model, job: Job) -> dict[str, Any]:
     if strategy.tp > 1:
         config["tensor_parallel"] = {"autotp_size": strategy.tp}
     if plan.pp > 1:
-        config["pipeline"] = {"activation_checkpoint_interval": _interval(plan), "use_reentrant": False}
+        config["pipeline"] = {"activation_checkpoint_interval": interval, "use_reentrant": False}
     return config
 
 
@@ -77,12 +78,13 @@ def pipeline_split(plan: Plan) -> dict[str, Any]:
     """Where to cut a ``PipelineModule`` whose layers are the embedding, each block, and the head with the loss.
 
     ``parts`` are the bounds of the stages: stage i has the layers from ``parts[i]`` up to ``parts[i + 1]``.
+    ``activation_checkpoint_interval`` counts layers between checkpoints; 0 keeps all activations.
     """
     return {
         "schema_version": 1,
         "num_stages": plan.pp,
         "parts": [0, *accumulate(len(stage.layers) for stage in plan.stages)],
-        "activation_checkpoint_interval": _interval(plan),
+        "activation_checkpoint_interval": 1 if _recomputes(plan) else 0,
         "layers": [name for stage in plan.stages for name in stage.layers],
     }
 
@@ -103,20 +105,16 @@ def _one_grid(plan: Plan) -> Strategy:
     return strategy
 
 
-def _recompute(plan: Plan) -> Recompute:
+def _recomputes(plan: Plan) -> bool:
+    """Whether all blocks are recomputed in full; else none is."""
     modes = {s.recompute for stage in plan.stages for s in stage.block_strategies()}
     if not modes <= {Recompute.FULL} and not modes <= {Recompute.NONE}:
         _refuse(f"it recomputes all layers or none; the plan has {', '.join(sorted(modes))}")
-    return modes.pop()
+    return Recompute.FULL in modes
 
 
 def _refuse(why: str) -> NoReturn:
     raise UnsupportedError("this plan cannot be launched by DeepSpeed", why=why, fix="plan with --target deepspeed")
-
-
-def _interval(plan: Plan) -> int:
-    """Layers between checkpoints of ``PipelineModule``; 0 keeps all activations."""
-    return 1 if _recompute(plan) is Recompute.FULL else 0
 
 
 def _precision(job: Job, strategy: Strategy) -> dict[str, Any]:

@@ -28,7 +28,9 @@ def quote(value: Value) -> str:
     """A value as one word of a POSIX shell."""
     if isinstance(value, Variable):
         return f'"${{{value.name}:-{number(value.default)}}}"'
-    return shlex.quote(number(value))
+    text = number(value)
+    # A bare comma in an array looks like a separator, though it is none (shellcheck SC2054).
+    return f"'{text}'" if "," in text and shlex.quote(text) == text else shlex.quote(text)
 
 
 def number(value: str | int | float) -> str:
