@@ -13,6 +13,10 @@ TPI >= rest + p + (c - 1) max(T, p) + max(H, G) for the rest of the plan and bou
     omega = 0     p + (c - 1) max(T, p) + H  <=  what the rest leaves
     omega = 1/c   c (p + G / c)              <=  what the rest leaves
     omega = 1     p + G + (c - 1) T          <=  what the rest leaves
+    omega = 1/N   p + G / N + (c - 1) T      <=  what the rest leaves, itself counted with G / N of every stage
+
+The last because the largest of N once-a-step times is at least their mean: it keeps the sum and the largest from
+being bounded by different plans.
 """
 
 from __future__ import annotations
@@ -64,9 +68,9 @@ class ChainBounds:
         weights: [W] omega.
         stages: for each stage its :class:`StageBounds` (shared between equal in-flight counts).
         link: [n + 1] least seconds of the link before layer b (0 at both ends).
-        forward: [N + 1, n + 1] least seconds of stages and links before stage i when it begins at layer a,
-            the link into it included.
-        backward: [N + 1, n + 1] least seconds of stages i.. and links when stage i begins at layer a.
+        forward: [2, N + 1, n + 1] least seconds of stages and links before stage i when it begins at layer a,
+            the link into it included; the second with G / N of every stage.
+        backward: [2, N + 1, n + 1] least seconds of stages i.. and links when stage i begins at layer a, likewise.
         least_transient: [n] least transient bytes of each layer.
         slowest: bound on the slowest stage or link.
         once: bound on the largest once-a-step time.
@@ -85,25 +89,26 @@ class ChainBounds:
 
     def through(self, stage: int, c: int) -> FloatArray:
         """[n + 1, n + 1] bound on the TPI of every plan in which ``stage`` holds layers [a, b)."""
-        rest = self.forward[stage][:, None] + (self.link + self.backward[stage + 1])[None, :]
-        p, joint, both = self.lower_of(stage)
+        rest, spread_rest = self.forward[:, stage, :, None] + (self.link + self.backward[:, stage + 1])[:, None, :]
+        p, joint, both, spread = self.lower_of(stage)
         repeated = (c - 1) * np.maximum(p, self.slowest) if c > 1 else 0.0  # p may be infinite
         best: FloatArray = rest + p + repeated + self.once
         best = np.maximum(best, rest + c * joint)
-        bounded: FloatArray = np.maximum(best, rest + both + (c - 1) * self.slowest)
+        best = np.maximum(best, rest + both + (c - 1) * self.slowest)
+        bounded: FloatArray = np.maximum(best, spread_rest + spread + repeated)
         return bounded
 
-    def lower_of(self, stage: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Stage bounds for omega = 0, 1/c, 1 (the last two are the first without once-a-step times)."""
+    def lower_of(self, stage: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Stage bounds for omega = 0, 1/c, 1, 1/N (all the first one without once-a-step times)."""
         lower = self.stages[stage].lower
-        return (lower[0], lower[1], lower[2]) if len(lower) == 3 else (lower[0], lower[0], lower[0])
+        return (lower[0], lower[1], lower[2], lower[3]) if len(lower) == 4 else (lower[0],) * 4
 
 
 def chain_bounds(problem: Problem) -> ChainBounds:
     """All bounds of a chain; O(N n^2) numpy work."""
     c = problem.num_microbatches
     has_once = any(table.step_time_s.any() for table in problem.layers)
-    weights = np.array([0.0, 1.0 / c, 1.0]) if has_once else np.zeros(1)
+    weights = np.array([0.0, 1.0 / c, 1.0, 1.0 / problem.num_stages]) if has_once else np.zeros(1)
     by_flight: dict[int, StageBounds] = {}
     for i in range(problem.num_stages):
         flight = problem.in_flight(i)
@@ -114,11 +119,13 @@ def chain_bounds(problem: Problem) -> ChainBounds:
     for u, edge in problem.chain_edges.items():
         link[u + 1] = edge.send_s.min()
     lowers = [s.lower[0] for s in stages]
-    forward = _forward(lowers, link)
-    backward = _backward(lowers, link)
+    spread = [s.lower[-1] for s in stages]
+    forward = np.stack([_forward(lowers, link), _forward(spread, link)])
+    backward = np.stack([_backward(lowers, link), _backward(spread, link)])
     slowest = _bottleneck(lowers, link)
     once = _bottleneck([_least_once(problem, s) for s in stages], np.zeros_like(link)) if has_once else 0.0
-    total = float(backward[0, 0]) + (c - 1) * slowest + once if np.isfinite(backward[0, 0]) else float("inf")
+    least = float(backward[0, 0, 0])
+    total = least + (c - 1) * slowest + once if np.isfinite(least) else float("inf")
     transient = np.array([float(t.transient_bytes.min()) for t in problem.layers])
     partial = ChainBounds(weights, stages, link, forward, backward, transient, slowest, once, total)
     for i in range(problem.num_stages):  # every plan passes through some interval of every stage

@@ -33,7 +33,7 @@ SOLVER = "columns"
 _FIRST_STEP = 5e-4  # the first budget is this far above the lower bound
 _STEP_GROWTH = 3.0
 _LAST_STEP = 0.5  # beyond it the budget is infinite
-_BEAM = 16
+_BEAM = 64
 
 
 def solve_chain(
@@ -148,11 +148,11 @@ def _round(
 
 def _bound_cuts(bounds: ChainBounds) -> list[int]:
     """First layer of each stage (and the end) along the shortest path of the bounds."""
-    n = bounds.backward.shape[1] - 1
+    n = bounds.backward.shape[-1] - 1
     cuts = [0]
     for i in range(len(bounds.stages)):
         lower = bounds.stages[i].lower[0][cuts[-1]]
-        after = bounds.backward[i + 1] + (bounds.link if i + 1 < len(bounds.stages) else 0.0)
+        after = bounds.backward[0, i + 1] + (bounds.link if i + 1 < len(bounds.stages) else 0.0)
         # the bound on the slowest stage decides between equal sums, so that cuts come out balanced
         score = lower + after + (len(bounds.stages) > 1) * np.maximum(lower - bounds.slowest, 0.0) * n
         cuts.append(int(np.argmin(score)))

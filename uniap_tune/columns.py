@@ -225,9 +225,11 @@ class ColumnBuilder:
         spare = limit * (1 + 1e-9) + need + _running_max(open_ends - need)
         if math.isinf(budget):
             return None, spare
-        left = budget * (1 + BUDGET_SLACK) - bounds.forward[i][a] - (bounds.link + bounds.backward[i + 1])[after]
+        rest = bounds.forward[:, i, a, None] + (bounds.link + bounds.backward[:, i + 1])[:, after]
+        left, spread = budget * (1 + BUDGET_SLACK) - rest
         both = left - (c - 1) * bounds.slowest
-        cap = np.stack([np.minimum((left - bounds.once) / c, both - bounds.once), left / c, both])
+        slower = np.minimum((left - bounds.once) / c, both - bounds.once)
+        cap = np.stack([slower, left / c, both, spread - (c - 1) * bounds.slowest])
         cap = cap[: len(bounds.weights)] + open_ends
         goal = cap[:, None, :] + (stage.multipliers * limit)[None, :, None]
         mixed = stage.mixed.reduced[:, :, after]

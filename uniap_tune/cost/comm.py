@@ -34,8 +34,8 @@ class Network:
         self._intra_latency = cluster.intra.latency_s + latency
         # one device's share of its node's rails; a ring through n devices of a node drives n shares
         share = cluster.inter.bandwidth * cluster.rails_per_node / cluster.devices_per_node
-        self._inter_share = share * efficiency.link
-        self._inter_port = cluster.inter.bandwidth * cluster.rails_per_node * efficiency.link
+        self._inter_share = share * efficiency.network
+        self._inter_port = cluster.inter.bandwidth * cluster.rails_per_node * efficiency.network
         self._inter_latency = cluster.inter.latency_s + latency
 
     def local_ranks(self, group: Group) -> int:
@@ -74,20 +74,23 @@ class Network:
         """Seconds to reduce ``size`` bytes held by every rank: a reduce-scatter and an all-gather."""
         return 2 * self.all_gather(size, group)
 
-    def all_to_all(self, size: float, group: Group) -> float:
-        """Seconds for every rank to spread ``size`` bytes evenly over the group.
+    def all_to_all(self, size: float, copies: int, group: Group) -> float:
+        """Seconds for every rank to send ``size`` bytes of tokens to ``copies`` evenly chosen ranks each.
 
-        Inside a domain everything but the own part moves over the intra link; what leaves the domain goes through
-        the rank's share of the rails, at the same time.
+        Inside a domain every copy moves over the intra link. To another domain a token goes once however many of its
+        copies live there (hierarchical dispatch, as in DeepEP and HybridEP): of d domains it visits
+        d * (1 - (1 - 1/d) ** copies). Both happen at the same time.
         """
         if group.size == 1 or size <= 0:
             return 0.0
         local = self.local_ranks(group)
-        inside = size * (local - 1) / group.size / self._intra_bandwidth
+        domains = -(-group.size // local)
+        inside = size * copies * (local - 1) / local / self._intra_bandwidth
         latency = self._intra_latency
         outside = 0.0
-        if local < group.size:
-            outside = size * (group.size - local) / group.size / self._inter_share
+        if domains > 1:
+            visited = domains * (1 - (1 - 1 / domains) ** copies)
+            outside = size * visited * (domains - 1) / domains / self._inter_share
             latency += self._inter_latency
         return latency + max(inside, outside)
 

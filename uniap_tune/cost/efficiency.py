@@ -35,7 +35,8 @@ class Efficiency:
         flash: fraction of peak FLOP/s of fused attention, forward.
         flash_backward: fraction of peak FLOP/s of fused attention, backward.
         launch_s: CPU seconds to launch one kernel from Python.
-        link: fraction of a link's nominal bandwidth that collectives reach.
+        link: fraction of the intra-domain link's nominal bandwidth that collectives reach.
+        network: the same for the network between domains.
         collective_latency_s: seconds a step of a collective adds to the link's latency.
         tp_exposed: part of the tensor-parallel communication that the engine's overlap cannot hide.
         dp_overlap: part of backward (forward) behind which gradient reduction (parameter gather) hides.
@@ -60,6 +61,7 @@ class Efficiency:
     flash_backward: float
     launch_s: float
     link: float
+    network: float
     collective_latency_s: float
     tp_exposed: float
     dp_overlap: float

@@ -51,7 +51,7 @@ _BORDER_BUFFERS = 3.4
 # Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
 _FRAGMENTATION = 0.03
 # Kernels of a backward pass for each of the forward pass [Empirical].
-_BACKWARD_KERNELS = 1.15
+_BACKWARD_KERNELS = 1.25
 # Bytes a parameter moves in the optimizer step: the gradient is read for its norm (4) and scaled by the clipping factor
 # (8); Adam reads gradient, master weight and both moments and writes the last three (28) and the
 # narrow parameter (2).
@@ -238,8 +238,8 @@ class CostModel:
         expert = 0.0
         moe = self.model.moe
         if layer.moe and moe is not None and shape.ep > 1:
-            routed = border * moe.top_k * shape.etp / shape.tp
-            expert = 2 * self._network.all_to_all(routed, Group(shape.ep, shape.etp))
+            sent = border * shape.etp / shape.tp
+            expert = 2 * self._network.all_to_all(sent, moe.top_k, Group(shape.ep, shape.etp))
         return _Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
 
     def _ring(self, layer: LayerType, shape: Shape) -> tuple[float, float]:
