@@ -80,6 +80,10 @@ class Prediction:
     assumptions: tuple[str, ...]
 
 
+# How much wider the bands are when a field that matters had to be assumed [Empirical].
+_ASSUMED = 1.5
+
+
 @dataclass(frozen=True, slots=True)
 class StageBytes:
     """Memory of one stage: held for the whole step, and at its fullest."""
@@ -103,7 +107,9 @@ def predict(run: Run) -> Prediction:
     reported = stages[-1:] if run.last_stage_only else stages
     peak = max(stage.peak for stage in reported)
     overhead = cost_model.reserved_bytes()
-    band, memory_band = cost_model.efficiency.band, cost_model.efficiency.memory_band
+    band, memory_band = cost_model.time_band(), cost_model.memory_band()
+    if not run.exact:
+        band, memory_band = _ASSUMED * band, _ASSUMED * memory_band
     return Prediction(
         step_time_s=seconds,
         step_time_low_s=seconds / (1 + band),

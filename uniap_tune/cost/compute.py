@@ -136,7 +136,11 @@ class ComputeModel:
         Megatron's fused softmax needs a multiple of four (sample, head) pairs a rank, else scaling, masking and
         softmax are kernels of their own (megatron/core/fusions/fused_softmax.py).
         """
-        kernels = 10.0 + 2 * gemms + (12 if experts else 0)
+        kernels = 10.0 + 2 * gemms
+        if experts and self._model.moe is not None:
+            # routing, permutation and dispatch; then two GEMMs of each local expert, quantized by kernels of their own
+            each = 6 if self._is_quantized else 2
+            kernels += 30 + each * self._model.moe.num_experts / shape.ep
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:

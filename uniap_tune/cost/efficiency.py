@@ -47,6 +47,7 @@ class Efficiency:
             order of the layer, unless the micro-batch is one sample (FlashAttention; cuDNN's takes either order).
         band: half-width of the 80% error band of a step time, as a fraction, from cross-validation.
         memory_band: the same for memory.
+        expert_band, expert_memory_band: the two for models with experts.
     """
 
     generation: str
@@ -71,6 +72,8 @@ class Efficiency:
     attention_copies: bool
     band: float
     memory_band: float
+    expert_band: float
+    expert_memory_band: float
 
 
 def efficiency_for(device: Device) -> Efficiency:

@@ -42,8 +42,11 @@ from uniap_tune.weights import layer_parameters
 
 # CUDA context and loaded modules of a training process [Empirical].
 _CONTEXT_BYTES = 0.6 * GIB
-# NCCL allocates about this much for the channels of a communicator [Empirical]; Megatron makes about eight.
-_NCCL_BYTES = 8 * 128 * MIB
+# NCCL's channels of the communicators inside a node, and of those between nodes [Empirical].
+_NCCL_BYTES = 0.4 * GIB
+# Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical]: B200 runs
+# reserved 3-6% more than they had allocated, part of which the allocator gives back under pressure.
+_FRAGMENTATION = 0.025
 # CUBLAS_WORKSPACE_CONFIG=:4096:8, which deterministic mode demands: eight buffers of 4096 KiB.
 _DETERMINISTIC_WORKSPACE_MIB = 32.0
 # Border tensors a stage keeps for receiving and sending [Empirical].
@@ -365,7 +368,20 @@ class CostModel:
 
     def reserved_bytes(self) -> float:
         """Bytes of a device that a plan must leave free besides the layers': CUDA context, NCCL, fragmentation."""
-        return _CONTEXT_BYTES + _NCCL_BYTES + _FRAGMENTATION * self.cluster.device.memory_bytes
+        networks = 2 if self.cluster.num_nodes > 1 else 1
+        return _CONTEXT_BYTES + networks * _NCCL_BYTES + _FRAGMENTATION * self.cluster.device.memory_bytes
+
+    def memory_fraction(self) -> float:
+        """Part of a device's memory a plan may fill: what the measured error of predicted peaks leaves."""
+        return 1 / (1 + self.memory_band())
+
+    def time_band(self) -> float:
+        """Half-width of the 80% band of a step time, as a fraction."""
+        return self.efficiency.expert_band if self.model.moe is not None else self.efficiency.band
+
+    def memory_band(self) -> float:
+        """Half-width of the 80% band of peak memory, as a fraction."""
+        return self.efficiency.expert_memory_band if self.model.moe is not None else self.efficiency.memory_band
 
     def buffer_bytes(self, strategy: Strategy, *, samples: int, virtual_stages: int = 1) -> float:
         """Persistent buffers of a stage that the framework's allocator holds, beyond those in ``transient_bytes``:
