@@ -117,11 +117,26 @@ def evaluate(line: RecordLine) -> Evaluated:
         return Evaluated(line=line.line, id=line.id, reason=line.problem)
     try:
         run = read_run(line.record)
-        return Evaluated(
-            line=line.line, id=line.id, run=run, measured=read_measured(line.record, run), prediction=predict(run)
-        )
+        measured = read_measured(line.record, run)
+        run, prediction = _as_it_ran(run, measured)
+        return Evaluated(line=line.line, id=line.id, run=run, measured=measured, prediction=prediction)
     except TuneError as error:
         return Evaluated(line=line.line, id=line.id, reason=error.what)
+
+
+def _as_it_ran(run: Run, measured: Measured) -> tuple[Run, Prediction]:
+    """The prediction of a run. One that was measured did fit: where fp32 gradients do not, it had 16-bit ones."""
+    prediction = predict(run)
+    precision = run.job.precision
+    if prediction.fits or measured.step_time_s is None or precision.gradient_bytes is not None:
+        return run, prediction
+    narrow = replace(
+        run,
+        job=replace(run.job, precision=replace(precision, gradient_bytes=2)),
+        assumptions=(*run.assumptions, "16-bit gradients: with fp32 ones it would not have fit"),
+    )
+    again = predict(narrow)
+    return (narrow, again) if again.fits else (run, prediction)
 
 
 def read_run(record: Fields) -> Run:
@@ -201,6 +216,7 @@ class _Reader:
             )
         else:
             run = self._uniform(run, num_gpus, legacy)
+            run = replace(run, offloaded_layers=count(self._settings, "cpu_offloading_num_layers", least=0) or 0)
         return replace(run, exact=self._exact, assumptions=tuple(self._assumptions))
 
     def _dropout(self, legacy: bool) -> float:

@@ -34,7 +34,8 @@ class Run:
 
     ``chunks`` are the model's parts in order; chunk k is on stage k % pp (as virtual stages are numbered in
     Megatron-LM). ``micro_batch`` is in samples, over all replicas. ``microbatch_group``: micro-batches a
-    chunk runs in a row when stages are virtual, by default pp. ``last_stage_only``: its memory was logged by the
+    chunk runs in a row when stages are virtual, by default pp. ``offloaded_layers``: blocks whose
+    activations wait in host memory. ``last_stage_only``: its memory was logged by the
     last stage alone. ``exact`` is False if a field that matters was missing and had to be assumed.
     """
 
@@ -50,6 +51,7 @@ class Run:
     num_microbatches: int
     schedule: Schedule = Schedule.ONE_F_ONE_B
     microbatch_group: int | None = None
+    offloaded_layers: int = 0
     last_stage_only: bool = False
     exact: bool = True
     assumptions: tuple[str, ...] = ()
@@ -158,8 +160,11 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, run.microbatch_group)
     static = sum(p.layers.count * p.cost.static for chunk in own for p in chunk)
     step = sum(p.layers.count * p.cost.step_bytes for chunk in own for p in chunk)
+    kept = 1 - min(1.0, run.offloaded_layers / run.model.num_layers)
     flight = sum(
-        count * p.layers.count * p.cost.microbatch for chunk, count in zip(own, held, strict=True) for p in chunk
+        count * p.layers.count * p.cost.microbatch * (kept if p.layers.type.kind is LayerKind.BLOCK else 1.0)
+        for chunk, count in zip(own, held, strict=True)
+        for p in chunk
     )
     transient = max((p.cost.transient_bytes for chunk in own for p in chunk), default=0.0)
     strategy = own[0][0].layers.strategy

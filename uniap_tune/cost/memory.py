@@ -18,6 +18,9 @@ from uniap_tune.spec import DType, Job, Model, QkNorm, Recompute
 from uniap_tune.strategy import Capabilities, Strategy
 from uniap_tune.weights import rank_expert_parameters, rank_parameters, rank_shared_parameters
 
+# Bytes of a kept input element with its scales: MXFP8 has one scale byte for 32 elements, NVFP4 one for 16.
+_INPUT_BYTES = {DType.FP8: 1.0, DType.MXFP8: 1 + 1 / 32, DType.NVFP4: 0.5 + 1 / 16}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
@@ -63,6 +66,8 @@ class MemoryModel:
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
+        # inputs of linear layers are kept for their weight gradients in the format the GEMM reads
+        self._input = _INPUT_BYTES.get(precision.compute, float(self._width))
         self._attention_copies = efficiency.attention_copies and runtime.transformer_engine
         # Gradients kept narrower than fp32 are copied to fp32 when the optimizer runs, the copy freed after it.
         self._step_bytes = 4 if precision.master_bytes and self._gradient_bytes < 4 else 0
@@ -128,7 +133,7 @@ class MemoryModel:
         """Input and output of the norms, dropout masks (1 byte), and the inputs of norms beyond the usual two."""
         model = self._model
         usual = min(model.norms_per_layer, 2)
-        norms = border * (2 * usual + max(0, model.norms_per_layer - 2))
+        norms = border * (usual * (1 + self._input / self._width) + max(0, model.norms_per_layer - 2))
         if model.hidden_dropout:
             sp = strategy.tp if strategy.sequence_parallel else 1
             norms += 2 * tokens * model.hidden_size / sp
@@ -146,7 +151,9 @@ class MemoryModel:
         kept = 2 * model.q_width + 2 * model.kv_width
         if model.qk_norm is not QkNorm.NONE:
             kept += model.q_width + model.kv_width
-        return width * kept / strategy.tp
+        # in 8- and 4-bit formats the output projection keeps a narrow copy of the context, which the core keeps too
+        narrow = tokens * self._input * model.q_width if self._input < self._width else 0.0
+        return (width * kept + narrow) / strategy.tp
 
     def _core(self, strategy: Strategy, samples: int) -> float:
         """What the attention core keeps: row statistics (fused), or the s x s matrices (unfused)."""
@@ -162,13 +169,14 @@ class MemoryModel:
     def _feed_forward(self, layer: LayerType, tokens: float, strategy: Strategy) -> float:
         """Input and output of the activation function; for experts also the routed tokens, in and out."""
         model, width = self._model, self._width
-        fan = (2 if model.gated_mlp else 1) + 1
+        fan = (2 if model.gated_mlp else 1) + self._input / width
         moe = model.moe
         if not layer.moe or moe is None:
             return width * tokens * model.ffn_size * fan / strategy.tp
         sp = strategy.tp if strategy.sequence_parallel else 1
         routed = tokens * moe.top_k * strategy.etp / strategy.tp
-        experts = routed * width * (2 * model.hidden_size + moe.expert_ffn_size * fan / strategy.etp)
+        ends = (self._input + width) * model.hidden_size  # what experts read, and what they return
+        experts = routed * (ends + width * moe.expert_ffn_size * fan / strategy.etp)
         shared = width * tokens * moe.shared_ffn_size * fan / strategy.tp
         router = 12 * tokens * moe.num_experts / sp  # logits, probabilities and maps in fp32
         return experts + shared + router
