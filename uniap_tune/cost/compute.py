@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.runtime import Runtime
-from uniap_tune.graph import LayerKind, LayerType
+from uniap_tune.graph import LayerKind, LayerType, block_type
 from uniap_tune.spec import Device, DType, Job, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
@@ -239,7 +239,24 @@ class ComputeModel:
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
         forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
         backward = self._gemm(gemm.m, gemm.k, gemm.n, gemm) + self._gemm(gemm.n, gemm.k, gemm.m, gemm, gradient=True)
-        return Compute(forward, backward + loss + 3 * norm, 0.0, 12.0)
+        head = Compute(forward, backward + loss + 3 * norm, 0.0, 12.0)
+        return self._with_extra_predictions(head, tokens, shape) if model.mtp_layers else head
+
+    def _with_extra_predictions(self, head: Compute, tokens: float, shape: Shape) -> Compute:
+        """A head with multi-token prediction (arXiv 2412.19437 section 2.2): each module joins two hidden vectors,
+        runs a block like the last one, and takes the output projection and the loss again."""
+        model = self._model
+        join = _Gemm(tokens, model.hidden_size / shape.tp, 2 * model.hidden_size)
+        block = self._block(block_type(model, model.num_layers - 1), shape)
+        modules = model.mtp_layers
+        forward = block.forward + self._gemm(join.m, join.n, join.k, join)
+        backward = block.backward + 2 * self._gemm(join.m, join.k, join.n, join)
+        return Compute(
+            head.forward + modules * (head.forward + forward),
+            head.backward + modules * (head.backward + backward),
+            0.0,
+            head.kernels + modules * (head.kernels + block.kernels + 2),
+        )
 
     def launched(self, gpu: float, kernels: float) -> float:
         """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take

@@ -11,11 +11,10 @@ each group (:mod:`.comm`), bytes are counted tensor by tensor (:mod:`.memory`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from uniap_tune.cost.comm import Group, Network
 from uniap_tune.cost.compute import Compute, ComputeModel, Shape, attended, head_widths
 from uniap_tune.cost.efficiency import Efficiency, efficiency_for
+from uniap_tune.cost.exchange import Communication, ExchangeModel
 from uniap_tune.cost.layout import Move, move
 from uniap_tune.cost.memory import MemoryModel, Parameters
 from uniap_tune.cost.parts import (
@@ -61,18 +60,6 @@ _BACKWARD_KERNELS = 1.25
 _OPTIMIZER_TRAFFIC = 42.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Communication:
-    """Exposed seconds of one micro-batch of a layer, forward and backward, by part."""
-
-    tp_forward: float
-    tp_backward: float
-    cp_forward: float
-    cp_backward: float
-    ep_forward: float
-    ep_backward: float
-
-
 class CostModel:
     """Prices layers of one model, trained as one job says, on one cluster, by one engine.
 
@@ -105,10 +92,10 @@ class CostModel:
         self.efficiency = efficiency or efficiency_for(cluster.device)
         self._network = Network(cluster, self.efficiency, self.runtime)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
+        self._exchange = ExchangeModel(model, job, self.efficiency, self._network, self._compute)
         self._memory = MemoryModel(model, job, capabilities, self.runtime, self.efficiency)
         self._width = job.precision.param_bytes
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
-        self._comm_cache: dict[tuple[LayerType, Shape], _Communication] = {}
         self._moves: dict[tuple[Layout, Layout], Move] = {}
         self._tied_embedding = model.tied_embeddings
         types = {layer.type for layer in build_graph(model).layers}
@@ -131,14 +118,14 @@ class CostModel:
         sp = strategy.tp if strategy.sequence_parallel else 1
         shape = Shape(strategy.tp, strategy.cp, strategy.ep, strategy.etp, sp, samples)
         compute = self._compute.layer(layer, shape)
-        comm = self._communication(layer, shape)
+        comm = self._exchange.layer(layer, shape)
         parameters = self._memory.parameters(layer, strategy, shares_embedding=self._tied_embedding and pp == 1)
         forward_s, backward_s = self._microbatch(layer, strategy, compute, comm)
         self._add_zero(forward_s, backward_s, parameters, strategy, num_microbatches)
         return self._with_bytes(layer, strategy, samples, pp, parameters, forward_s, backward_s, num_microbatches)
 
     def _microbatch(
-        self, layer: LayerType, strategy: Strategy, compute: Compute, comm: _Communication
+        self, layer: LayerType, strategy: Strategy, compute: Compute, comm: Communication
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Seconds forward and backward by part. Time the GPU spends waiting for launches counts as compute."""
         forward_s = {TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward, EP_COMM: comm.ep_forward}
@@ -215,50 +202,6 @@ class CostModel:
         return max(self._memory.parameters(block, strategy, shares_embedding=False).total for block in self._blocks)
 
     # ---- communication ------------------------------------------------------------------------------------------
-
-    def _communication(self, layer: LayerType, shape: Shape) -> _Communication:
-        key = (layer, shape)
-        found = self._comm_cache.get(key)
-        if found is None:
-            found = self._comm_cache[key] = self._price_communication(layer, shape)
-        return found
-
-    def _price_communication(self, layer: LayerType, shape: Shape) -> _Communication:
-        """Tensor parallelism: two all-reduces (with sequence parallelism their halves) each way, arXiv 1909.08053
-        section 3; the embedding and the head have one. Context parallelism: a ring of keys and values behind the
-        attention core. Experts: dispatch and combine, each an all-to-all."""
-        tokens = shape.samples * self.job.seq_length / shape.cp
-        border = self._width * tokens * self.model.hidden_size
-        reduce = self._network.all_reduce(border, Group(shape.tp, 1))
-        if layer.kind is LayerKind.EMBEDDING:
-            half = reduce / 2
-            return _Communication(half if shape.sp > 1 else reduce, half if shape.sp > 1 else 0.0, 0, 0, 0, 0)
-        if layer.kind is LayerKind.HEAD:
-            half = reduce / 2
-            return _Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = 2 * reduce * self.efficiency.tp_exposed
-        cp_forward, cp_backward = self._ring(layer, shape)
-        expert = 0.0
-        moe = self.model.moe
-        if layer.moe and moe is not None and shape.ep > 1:
-            sent = border * shape.etp / shape.tp
-            expert = 2 * self._network.all_to_all(sent, moe.top_k, Group(shape.ep, shape.etp))
-        return _Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
-
-    def _ring(self, layer: LayerType, shape: Shape) -> tuple[float, float]:
-        """Exposed seconds of the ring exchange of keys and values (arXiv 2310.01889), hidden behind the core."""
-        if shape.cp == 1:
-            return 0.0, 0.0
-        head, value = head_widths(self.model)
-        heads = self.model.num_heads if self.model.mla is not None else self.model.num_kv_heads
-        tokens = shape.samples * self.job.seq_length / shape.cp
-        chunk = self._width * tokens * heads * (head + value) / shape.tp
-        group = Group(shape.cp, shape.tp)
-        transfer = self._network.all_gather(chunk * shape.cp, group)
-        core = self._compute.layer(layer, shape).core
-        hidden = (shape.cp - 1) / shape.cp * core
-        # backward sends keys and values again and returns their gradients
-        return max(0.0, transfer - hidden), max(0.0, 2 * transfer - 2.5 * hidden)
 
     def _add_zero(
         self,

@@ -1,0 +1,81 @@
+"""Seconds of what the ranks of one replica exchange while a layer runs: tensor, context and expert parallelism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniap_tune.cost.comm import Group, Network
+from uniap_tune.cost.compute import ComputeModel, Shape, head_widths
+from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.graph import LayerKind, LayerType
+from uniap_tune.spec import Job, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Communication:
+    """Exposed seconds of one micro-batch of a layer, forward and backward, by part."""
+
+    tp_forward: float
+    tp_backward: float
+    cp_forward: float
+    cp_backward: float
+    ep_forward: float
+    ep_backward: float
+
+
+class ExchangeModel:
+    """Prices the exchanges inside a replica of one job on one network."""
+
+    def __init__(self, model: Model, job: Job, efficiency: Efficiency, network: Network, compute: ComputeModel) -> None:
+        self._model = model
+        self._job = job
+        self._efficiency = efficiency
+        self._network = network
+        self._compute = compute
+        self._width = job.precision.param_bytes
+        self._cache: dict[tuple[LayerType, Shape], Communication] = {}
+
+    def layer(self, layer: LayerType, shape: Shape) -> Communication:
+        """Exposed seconds of one micro-batch of a layer, without those of data parallelism."""
+        key = (layer, shape)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._price(layer, shape)
+        return found
+
+    def _price(self, layer: LayerType, shape: Shape) -> Communication:
+        """Tensor parallelism: two all-reduces (with sequence parallelism their halves) each way, arXiv 1909.08053
+        section 3; the embedding and the head have one. Context parallelism: a ring of keys and values behind the
+        attention core. Experts: dispatch and combine, each an all-to-all."""
+        tokens = shape.samples * self._job.seq_length / shape.cp
+        border = self._width * tokens * self._model.hidden_size
+        reduce = self._network.all_reduce(border, Group(shape.tp, 1))
+        if layer.kind is LayerKind.EMBEDDING:
+            half = reduce / 2
+            return Communication(half if shape.sp > 1 else reduce, half if shape.sp > 1 else 0.0, 0, 0, 0, 0)
+        if layer.kind is LayerKind.HEAD:
+            half = reduce / 2
+            return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
+        tensor = 2 * reduce * self._efficiency.tp_exposed
+        cp_forward, cp_backward = self._ring(layer, shape)
+        expert = 0.0
+        moe = self._model.moe
+        if layer.moe and moe is not None and shape.ep > 1:
+            sent = border * shape.etp / shape.tp
+            expert = 2 * self._network.all_to_all(sent, moe.top_k, Group(shape.ep, shape.etp))
+        return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
+
+    def _ring(self, layer: LayerType, shape: Shape) -> tuple[float, float]:
+        """Exposed seconds of the ring exchange of keys and values (arXiv 2310.01889), hidden behind the core."""
+        if shape.cp == 1:
+            return 0.0, 0.0
+        head, value = head_widths(self._model)
+        heads = self._model.num_heads if self._model.mla is not None else self._model.num_kv_heads
+        tokens = shape.samples * self._job.seq_length / shape.cp
+        chunk = self._width * tokens * heads * (head + value) / shape.tp
+        group = Group(shape.cp, shape.tp)
+        transfer = self._network.all_gather(chunk * shape.cp, group)
+        core = self._compute.layer(layer, shape).core
+        hidden = (shape.cp - 1) / shape.cp * core
+        # backward sends keys and values again and returns their gradients
+        return max(0.0, transfer - hidden), max(0.0, 2 * transfer - 2.5 * hidden)
