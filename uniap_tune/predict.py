@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.parts import LayerCost
 from uniap_tune.cost.runtime import Runtime
@@ -100,9 +101,11 @@ class _Priced:
     cost: LayerCost
 
 
-def predict(run: Run) -> Prediction:
-    """Prices a run."""
-    cost_model = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
+def predict(run: Run, *, efficiency: Efficiency | None = None) -> Prediction:
+    """Prices a run, with the constants of its GPU's generation unless others are given."""
+    cost_model = CostModel(
+        run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime, efficiency=efficiency
+    )
     chunks = [[_Priced(layers, _price(cost_model, run, layers)) for layers in chunk] for chunk in run.chunks]
     seconds = _step_seconds(cost_model, run, chunks)
     stages = [stage_bytes(cost_model, run, chunks, stage) for stage in range(run.pp)]
