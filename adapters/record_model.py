@@ -94,7 +94,7 @@ def family_of(name: str) -> str:
 def _bounded(fields: Fields, largest: int, *keys: str) -> int:
     value = required(fields, *keys)
     if value > largest:
-        raise InputError(f"record key {keys[0]!r} is {value}, which no model has", fix=f"correct {keys[0]}")
+        raise InputError(f"record's {' or '.join(keys)} is {value}, which no model has", fix=f"correct {keys[0]}")
     return value
 
 

@@ -1,0 +1,237 @@
+"""Predictions of given runs: known values, traps of other estimators, and records that lie."""
+
+import copy
+import json
+import math
+import random
+
+import pytest
+
+from tests.records import LLAMA, MEASURED, megatron_record, record
+from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
+from uniap_tune.cost.model import CostModel
+from uniap_tune.errors import TuneError
+from uniap_tune.graph import LayerKind, LayerType
+from uniap_tune.predict import Run, predict
+from uniap_tune.strategy import Strategy
+from uniap_tune.units import MIB
+
+
+def run_of(**changes: object) -> Run:
+    return read_run(record(**changes))
+
+
+def peak(**changes: object) -> float:
+    return predict(run_of(**changes)).peak_memory_bytes
+
+
+def test_a_record_becomes_its_run():
+    run = run_of(tp=4, pp=2, dp=1, vp=4)
+    assert (run.pp, run.virtual_stages, run.micro_batch, run.num_microbatches) == (2, 4, 1, 128)
+    assert sum(layers.count for chunk in run.chunks for layers in chunk) == 34
+    assert run.exact
+
+
+def test_memory_falls_with_what_saves_memory():
+    """Megatron's own estimator misses full recompute, context parallelism, sequence parallelism and ZeRO-3."""
+    plain = peak()
+    assert peak(recompute="full") < 0.75 * plain
+    assert peak(recompute="full/block/5") < plain
+    assert peak(cp=2, dp=2) < plain
+    assert peak(sequence_parallel=False) > plain
+    assert peak(zero=3) < plain < peak(zero=0)
+
+
+def test_time_grows_with_recomputation_and_falls_with_devices():
+    seconds = predict(run_of()).step_time_s
+    assert predict(run_of(recompute="full")).step_time_s > 1.15 * seconds
+    assert predict(run_of(num_gpus=16, dp=8)).step_time_s < 0.55 * seconds
+    assert predict(run_of(gbs=256)).step_time_s == pytest.approx(2 * seconds, rel=0.02)
+
+
+def test_first_and_last_stage_carry_embedding_and_head():
+    stages = predict(run_of(tp=1, pp=4, dp=2, gbs=128, mbs=1)).memory_bytes_per_stage
+    assert len(stages) == 4
+    run = run_of(tp=1, pp=4, dp=2)
+    static = [sum(layers.count * cost(run, layers).static for layers in chunk) for chunk in run.chunks]
+    table = 128256 * 4096 * (2 + 4 + 12 / 2)
+    assert static[0] - static[1] == pytest.approx(table)
+    assert static[3] - static[1] == pytest.approx(table + 4096 * (2 + 4 + 12 / 2))
+
+
+def cost(run, layers):
+    model = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
+    return model.layer_cost(layers.type, layers.strategy, samples=1, pp=run.pp, num_microbatches=run.num_microbatches)
+
+
+def test_parameters_per_rank_are_megatrons():
+    """Llama-3-8B with the layout Et*7|t*9|t*9|t*7,L at TP 2, as built by megatron-core on the meta device."""
+    run = run_of()
+    model = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
+
+    def parameters(kind: LayerKind) -> float:
+        strategy = Strategy(tp=2, dp=1, sequence_parallel=True)
+        layer = model.layer_cost(LayerType(kind=kind), strategy, samples=1, pp=4, num_microbatches=4)
+        return layer.static_bytes["parameters"] / 2
+
+    embedding, block, head = (parameters(kind) for kind in (LayerKind.EMBEDDING, LayerKind.BLOCK, LayerKind.HEAD))
+    stages = [embedding + 7 * block, 9 * block, 9 * block, 7 * block + head]
+    assert [round(stage / 1e6, 2) for stage in stages] == pytest.approx([1026.09, 981.54, 981.54, 1026.09], abs=0.06)
+
+
+def test_uneven_stages_are_taken_as_given():
+    plan = {
+        "layer_partitions": [10, 22],
+        "gradient_checkpointing": [4, 0],
+        "stage_strategies": [[1, 2, 4, 0, 0, 1, 0.0, 0.0, 0.0, 0.0]] * 2,
+    }
+    run = run_of(strategy=plan, num_gpus=16)
+    assert [[layers.count for layers in chunk] for chunk in run.chunks] == [[1, 4, 6], [22, 1]]
+    assert (run.micro_batch, run.num_microbatches) == (2, 64)
+    stages = predict(run).memory_bytes_per_stage
+    assert stages[1] > stages[0]
+
+
+def test_a_tiny_megatron_run_is_counted_to_the_mebibyte():
+    """Measured by Megatron-LM's functional test gpt3_mcore_te_tp2_pp2 on A100: 487.1 MB held, 1900.2 MB at the peak."""
+    prediction = predict(read_run(megatron_record()))
+    assert prediction.steady_memory_bytes == pytest.approx(487.1e6, abs=4 * MIB)
+    assert prediction.peak_memory_bytes == pytest.approx(1900.2e6, abs=8 * MIB)
+
+
+def test_the_distributed_optimizer_of_a_megatron_run():
+    plain = predict(read_run(megatron_record())).steady_memory_bytes
+    sharded = predict(read_run(megatron_record(use_distributed_optimizer=True))).steady_memory_bytes
+    copies = predict(
+        read_run(megatron_record(use_distributed_optimizer=True, num_distributed_optimizer_instances=2))
+    ).steady_memory_bytes
+    assert sharded < copies == plain
+
+
+def test_fused_attention_needs_no_square_matrix():
+    unfused = predict(read_run(megatron_record())).peak_memory_bytes
+    assert predict(read_run(megatron_record(attention_backend="flash"))).peak_memory_bytes < 0.8 * unfused
+
+
+def test_bands_widen_with_assumptions():
+    known, assumed = predict(run_of()), predict(run_of(recompute=None))
+    assert assumed.assumptions[-1] == "no recomputation"
+    assert known.step_time_low_s < known.step_time_s < known.step_time_high_s
+    assert assumed.step_time_high_s > known.step_time_high_s
+    assert assumed.step_time_s == known.step_time_s
+
+
+def test_a_run_that_happened_did_fit():
+    big = {"model": {**LLAMA, "num_hidden_layers": 80}, "recompute": "full"}
+    evaluated = evaluate(RecordLine(0, record(**big)))
+    assert evaluated.prediction is not None
+    assert any("16-bit gradients" in text for text in evaluated.prediction.assumptions)
+    proposal = evaluate(RecordLine(0, record(**big, step_time_s=None)))
+    assert proposal.prediction is not None
+    assert not proposal.prediction.fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "lora"}, "adapters"),
+        ({"model": None}, "no model"),
+        ({"gpu": "GTX 280"}, "unknown GPU"),
+        ({"gpu": None}, "names no GPU"),
+        ({"precision": "int3"}, "precision"),
+        ({"num_gpus": None}, "num_gpus"),
+        ({"num_gpus": 7}, "num_gpus(7)"),
+        ({"tp": -2}, "'tp'"),
+        ({"tp": 2.5}, "'tp'"),
+        ({"mbs": "many"}, "'mbs'"),
+        ({"mbs": float("nan")}, "'mbs'"),
+        ({"pp": 64, "num_gpus": 512}, "64 stages"),
+        ({"pp": 4, "vp": 99, "num_gpus": 32}, "virtual stages"),
+        ({"model": {**LLAMA, "num_hidden_layers": 10**9}}, "num_hidden_layers"),
+        ({"model": {**LLAMA, "head_dim": None, "num_attention_heads": 33}}, "multiple"),
+        ({"model": {**LLAMA, "num_experts": 4, "num_experts_per_tok": 8}}, "routes to 8"),
+        ({"model": "llama"}, "object"),
+        ({"settings": 3}, "object"),
+    ],
+)
+def test_what_cannot_be_predicted_says_why(changes, reason):
+    evaluated = evaluate(RecordLine(3, record(**changes)))
+    assert evaluated.prediction is None
+    assert reason in evaluated.reason
+    assert evaluated.as_dict() == {"line": 3, "id": "llama", "skipped": evaluated.reason}
+
+
+def test_lines_that_are_no_records_are_reported(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(f"{json.dumps(record())}\n\nnot json\n[1]\n{'[' * 5000}\n", encoding="utf-8")
+    lines = list(read_lines(path))
+    assert [line.line for line in lines] == [0, 2, 3, 4]
+    assert [bool(line.problem) for line in lines] == [False, True, True, True]
+
+
+VALUES: list[object] = [
+    None,
+    -1,
+    0,
+    10**15,
+    0.5,
+    "",
+    "x",
+    [],
+    {},
+    True,
+    float("inf"),
+    float("nan"),
+    "8",
+    [None],
+    {"a": 1},
+]
+
+
+def test_damaged_records_give_a_reason_never_a_crash():
+    """Any field may be missing, negative, absurd or of another type."""
+    rng = random.Random(0)
+    originals: list[dict[str, object]] = [
+        record(),
+        record(tp=1, pp=4, dp=2, vp=2, settings={"expert_tensor_parallel_size": 1, "cpu_offloading_num_layers": 3}),
+        megatron_record(num_experts=4, expert_model_parallel_size=2, decoder_first_pipeline_num_layers=3),
+        record(
+            strategy={
+                "layer_partitions": [16, 16],
+                "gradient_checkpointing": [4, 0],
+                "stage_strategies": [[1, 4, 1, 0, 0, 1, 0.0, 0.0, 0.0, 0.0]] * 2,
+            }
+        ),
+        record(ops_per_stage=[200, 216], recompute_ops_per_stage=[26, 0], tp_per_stage=[4, 4], dp_per_stage=[1, 1]),
+    ]
+    for _ in range(1500):
+        damaged = copy.deepcopy(rng.choice(originals))
+        for _ in range(rng.randint(1, 3)):
+            inner = rng.choice([damaged, *[value for value in damaged.values() if isinstance(value, dict) and value]])
+            inner[rng.choice(sorted(inner))] = rng.choice(VALUES)
+        evaluated = evaluate(RecordLine(0, damaged))
+        if evaluated.prediction is None:
+            assert evaluated.reason
+        else:
+            assert math.isfinite(evaluated.prediction.step_time_s)
+            assert evaluated.prediction.peak_memory_bytes > 0
+
+
+@pytest.mark.skipif(not MEASURED.is_dir(), reason="no measured data beside the checkout")
+def test_only_what_cannot_be_meant_is_skipped():
+    reasons = ("adapters", "not a decoder-only", "offloads to the host")
+    for path in sorted(MEASURED.glob("*.jsonl")):
+        for line in read_lines(path):
+            evaluated = evaluate(line)
+            assert evaluated.prediction is not None or any(reason in evaluated.reason for reason in reasons)
+
+
+def test_unknown_fields_change_nothing():
+    known = predict(run_of())
+    assert predict(run_of(colour="blue", nested={"deep": [1]})) == known
+
+
+def test_read_run_raises_only_errors_people_can_act_on():
+    with pytest.raises(TuneError) as caught:
+        read_run(record(gpu="GTX 280"))
+    assert caught.value.fix
