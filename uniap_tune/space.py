@@ -74,7 +74,12 @@ def _split(text: str, option: str) -> tuple[str, str]:
             modes = ", ".join(Recompute)
             raise InputError(f"{option} {text}: unknown recompute mode {value!r}", fix=f"one of {modes}")
         return knob, value
-    if not value.isdecimal() or (int(value) == 0 and knob != "zero") or (knob == "zero" and int(value) > 3):
+    if (
+        not value.isdecimal()
+        or len(value) > 9
+        or (int(value) == 0 and knob != "zero")
+        or (knob == "zero" and int(value) > 3)
+    ):
         raise InputError(f"{option} {text}: {value!r} is no possible value of {knob}", fix="give a whole number")
     return knob, str(int(value))
 
