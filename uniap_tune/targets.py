@@ -67,7 +67,7 @@ def require_supported(model: Model, job: Job, target: Target) -> None:
     able = [other.value for other in Target if not unsupported(model, job, other)]
     raise UnsupportedError(
         f"{model.name}: target {target} cannot train it",
-        why=f"it has no {' and no '.join(reasons)}",
+        why=f"{target} lacks: {'; '.join(reasons)}",
         fix=f"use --target {' or --target '.join(able)}",
     )
 
@@ -107,7 +107,7 @@ _MEGATRON: _Rules = (
         "blocks with a single norm",
         lambda model, _: model.norms_per_layer < 2 and not model.parallel_residual,
     ),
-    ("way to leave out the final norm", lambda model, _: not model.final_norm),
+    ("blocks without a final norm", lambda model, _: not model.final_norm),
     ("norm after the embedding", lambda model, _: model.embedding_norm),
     ("projection of the embedding to another width", lambda model, _: model.embedding_size is not None),
     ("query-key norm over all heads together", lambda model, _: model.qk_norm is QkNorm.FULL),

@@ -136,20 +136,27 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     pp = config.pipeline_model_parallel_size
     answer = {name: getattr(args, name) for name in ARGUMENTS} | {name: getattr(config, name) for name in CONFIG}
     answer["activation"] = config.activation_func.__name__
-    answer["stage_layers"], answer["stage_parameters"] = [], {}
-    for stage in range(pp):
+    layout = config.pipeline_model_parallel_layout
+    if layout is None:
+        answer["stage_layers"] = [get_num_layers_to_build(config, pp_rank=stage) for stage in range(pp)]
+    else:
+        answer["stage_layers"] = [layout.get_num_layers_to_build(vp_stage=0, pp_rank=stage) for stage in range(pp)]
+    answer["stage_parameters"] = {}
+    for stage in case["build"]:
         with process_groups(args, stage):
-            answer["stage_layers"].append(get_num_layers_to_build(config))
-            if stage in case["build"]:
-                answer["stage_parameters"][stage] = parameters(args, config, stage)
+            answer["stage_parameters"][stage] = parameters(args, config, stage)
     return answer
 
 
 @contextlib.contextmanager
 def process_groups(args: Any, stage: int) -> Iterator[None]:
-    """Megatron's process groups as the first rank of a stage sees them, without any process."""
-    rank = stage * args.world_size // args.pipeline_model_parallel_size
-    torch.distributed.init_process_group("fake", store=FakeStore(), world_size=args.world_size, rank=rank)
+    """Megatron's process groups as the first rank of a stage sees them, without any process.
+
+    Replicas change nothing but the time it takes; only the experts' grid needs them.
+    """
+    world_size = args.world_size if args.num_experts else args.world_size // args.data_parallel_size
+    rank = stage * world_size // args.pipeline_model_parallel_size
+    torch.distributed.init_process_group("fake", store=FakeStore(), world_size=world_size, rank=rank)
     try:
         parallel_state.initialize_model_parallel(
             args.tensor_model_parallel_size,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,33 @@ import pytest
 import yaml
 
 from tests.launches import Launch, megatron_launches
+from uniap_tune.adapters.cluster import read_cluster
+from uniap_tune.adapters.huggingface import read_model
 from uniap_tune.graph import build_graph
+from uniap_tune.planner import plan as best_plan
 from uniap_tune.render.megatron_model import padded_vocabulary
-from uniap_tune.spec import Norm, QkNorm, Recompute
+from uniap_tune.space import parse_knobs
+from uniap_tune.spec import Job, Norm, QkNorm, Recompute
+from uniap_tune.strategy import Target
 from uniap_tune.weights import rank_parameters, rank_shared_parameters
 
 # The last release; from 0.17 on the wheel holds megatron.training, but wants Python 3.12 to be installed.
 VERSION = "0.19.2"
 CHECK = Path(__file__).with_name("megatron_check.py")
 LAUNCHES = megatron_launches()
+# model, cluster, global batch, sequence length, --fix
+PLANNED: list[tuple[str, str, int, int, list[str]]] = [
+    ("llama-2-7b", "1x8:a100-80gb", 128, 4096, []),
+    ("llama-2-7b", "1x8:a100-40gb", 128, 4096, []),
+    ("llama-2-13b", "1x8:a100-40gb", 64, 4096, ["pp=2"]),
+    ("llama-3-70b", "8x8:h100", 128, 8192, []),
+    ("gpt-3-175b", "16x8:a100-80gb", 1536, 2048, []),
+    ("qwen3-32b", "4x8:h100", 256, 4096, ["pp=4"]),
+    ("gpt2-xl", "1x4:l4", 32, 1024, []),
+    ("mistral-7b", "1x8:h100", 64, 8192, ["zero=3"]),
+]
+# an argument Megatron does not know, and a pipeline that does not divide the layers
+BROKEN = [["--no-such-argument"], ["--pipeline-model-parallel-size", "5"]]
 CAPABILITY = {"volta": 7, "ampere": 8, "ada": 8, "hopper": 9, "blackwell": 10}
 
 
@@ -63,13 +82,23 @@ def case(launch: Launch) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def answers(megatron: Path) -> list[dict[str, Any]]:
-    """What Megatron makes of each launch."""
-    cases = json.dumps([case(launch) for launch in LAUNCHES])
+@cache
+def planned() -> list[Launch]:
+    """The planner's own plans."""
+    launches = []
+    for name, cluster, global_batch, seq_length, fixed in PLANNED:
+        model, machines = read_model(name), read_cluster(cluster)
+        job = Job(global_batch=global_batch, seq_length=seq_length)
+        plan = best_plan(model, machines, job, target=Target.MEGATRON, knobs=parse_knobs(fixed, [], []))
+        launches.append(Launch(f"planned-{name}", model, machines, job, plan))
+    return launches
+
+
+def ask(megatron: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Megatron's answers."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore", str(CHECK), str(megatron)],
-        input=cases,
+        input=json.dumps(cases),
         capture_output=True,
         text=True,
         timeout=300,
@@ -79,6 +108,14 @@ def answers(megatron: Path) -> list[dict[str, Any]]:
     assert run.returncode == 0, run.stderr
     found: list[dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
     return found
+
+
+@pytest.fixture(scope="session")
+def answers(megatron: Path) -> list[dict[str, Any]]:
+    """What Megatron makes of each launch, of what the planner finds, and of broken arguments."""
+    cases = [case(launch) for launch in [*LAUNCHES, *planned()]]
+    first = cases[0]
+    return ask(megatron, [*cases, *(first | {"argv": first["argv"] + extra} for extra in BROKEN)])
 
 
 @pytest.fixture(params=range(len(LAUNCHES)), ids=[launch.name for launch in LAUNCHES])
@@ -175,19 +212,16 @@ def test_megatron_builds_the_parameters_of_each_stage(pair: tuple[Launch, dict[s
         assert parameters == count
 
 
-def test_megatron_reports_what_it_refuses(megatron: Path) -> None:
-    """The check itself can fail: an argument Megatron does not know, and a split that is none."""
-    broken = []
-    for extra in (["--no-such-argument"], ["--pipeline-model-parallel-size", "5"]):
-        entry = case(LAUNCHES[0])
-        entry["argv"] += extra
-        broken.append(entry)
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(CHECK), str(megatron)],
-        input=json.dumps(broken),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    assert [set(answer) for answer in json.loads(run.stdout.splitlines()[-1])] == [{"error"}, {"error"}]
+def test_megatron_runs_what_the_planner_finds(answers: list[dict[str, Any]]) -> None:
+    found = answers[len(LAUNCHES) : len(LAUNCHES) + len(PLANNED)]
+    assert [answer.get("error") for answer in found] == [None] * len(PLANNED)
+    for made, got in zip(planned(), found, strict=True):
+        plan = made.plan
+        assert got["stage_layers"] == [stage.num_blocks for stage in plan.stages]
+        assert got["data_parallel_size"] == plan.strategies[0].dp
+        assert got["micro_batch_size"] * plan.num_microbatches * plan.strategies[0].dp == made.job.global_batch
+
+
+def test_megatron_reports_what_it_refuses(answers: list[dict[str, Any]]) -> None:
+    """The check itself can fail."""
+    assert [set(answer) for answer in answers[-len(BROKEN) :]] == [{"error"}] * len(BROKEN)

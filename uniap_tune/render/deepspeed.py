@@ -41,6 +41,8 @@ def deepspeed_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header
             notes=notes(model, job, plan.target),
             cluster=cluster,
             pipeline=plan.pp > 1,
+            tied=model.tied_embeddings,
+            sharded=plan.strategies[0].zero == 3,
             recompute=recompute,
             tensor=plan.strategies[0].tp,
             trainer=_trainer_arguments(config, recompute),

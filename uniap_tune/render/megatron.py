@@ -143,6 +143,8 @@ def _sharding(strategy: Strategy) -> dict[str, Value]:
             # Fusion adds weight gradients into the buffers of plain data parallelism, which are not there.
             "--no-gradient-accumulation-fusion": True,
         }
+    if strategy.zero == 3:
+        arguments["--init-model-with-meta-device"] = True  # else every rank first builds the whole model
     return arguments
 
 

@@ -10,6 +10,7 @@
 #
 # This is a pipeline: TRAIN_SCRIPT must build a deepspeed.pipe.PipelineModule and cut it as pipeline_split.json says,
 # for which DeepSpeed's JSON has no key. Its layers are the embedding, each transformer block, and the head.
+# The head shares the embedding's matrix: make both a TiedLayerSpec.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"

@@ -8,6 +8,9 @@
 #                   trainer: it parses transformers' TrainingArguments
 #   HOSTFILE        DeepSpeed's hostfile, for more than one node (default /job/hostfile)
 #
+# Build the model under deepspeed.zero.Init, or every rank first builds it whole; transformers does so by itself where
+# its TrainingArguments exist before the model.
+#
 # The plan recomputes activations, which DeepSpeed's JSON cannot switch on. SCRIPT_STYLE=trainer does it by
 # --gradient_checkpointing; another script must call model.gradient_checkpointing_enable() or the like.
 #

@@ -69,6 +69,7 @@ SHARDING_ARGS=(
   --data-parallel-sharding-strategy optim_grads_params
   --ckpt-format fsdp_dtensor
   --no-gradient-accumulation-fusion
+  --init-model-with-meta-device
 )
 
 PRECISION_ARGS=(
