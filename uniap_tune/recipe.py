@@ -1,0 +1,215 @@
+"""A training recipe somebody already has: what it trains, how, and with which parallel settings today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from uniap_tune.cost.runtime import Runtime
+from uniap_tune.graph import LayerKind, LayerType, block_type
+from uniap_tune.megatron_facts import MegatronFacts
+from uniap_tune.plan import Plan
+from uniap_tune.predict import Layers, Run
+from uniap_tune.spec import Cluster, Job, Model, Recompute
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
+
+# Devices from Blackwell on need no single work queue for tensor parallelism (arg:1474).
+_BLACKWELL = "blackwell"
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A Megatron argument of a recipe: its name without dashes, its values, and where it stands (``file:line``).
+
+    ``unknown`` says why its value cannot be known without running the recipe.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    where: str
+    unknown: str = ""
+
+    @property
+    def value(self) -> str | bool:
+        """``True`` for a switch, else the values as one text."""
+        return " ".join(self.values) if self.values else True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterHints:
+    """What a recipe says about where it runs; ``None``: nothing."""
+
+    num_nodes: int | None = None
+    devices_per_node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How to change a recipe's arguments: values to set, arguments to leave out, and the environment.
+
+    Names are without dashes; ``True`` sets a switch, ``None`` unsets a variable.
+    """
+
+    values: Mapping[str, str | bool] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing changes."""
+        return not (self.values or self.removed or self.environment)
+
+
+class Source(Protocol):
+    """The file or files a recipe was read from; knows how to write them with other arguments."""
+
+    @property
+    def format(self) -> str:
+        """What kind of recipe it is."""
+
+    def rewritten(self, changes: Changes, cluster: Cluster, header: str) -> dict[str, str]:
+        """The files of the recipe with the changes, by name; unrelated lines stay as they are, byte for byte.
+
+        Raises:
+            InputError: a place that must change cannot be changed; names file and line.
+        """
+
+    def originals(self) -> dict[str, str]:
+        """The texts of the files as they are, by the names :meth:`rewritten` uses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe in any of the known formats.
+
+    Attributes:
+        name: its path as given.
+        model, job: what is trained, and how; tuning changes neither.
+        arguments: its Megatron arguments by name, the ones that win.
+        environment: variables it sets.
+        runtime: properties of the training software that its arguments choose.
+        hints: what it says about the cluster it was written for.
+        expressible_zero: ZeRO stages its format can say.
+        notes: what was assumed or left open, one sentence each.
+    """
+
+    name: str
+    source: Source
+    model: Model
+    job: Job
+    arguments: Mapping[str, Argument]
+    environment: Mapping[str, str]
+    runtime: Runtime
+    hints: ClusterHints = field(default_factory=ClusterHints)
+    expressible_zero: frozenset[int] = frozenset({0, 1, 2, 3})
+    notes: tuple[str, ...] = ()
+
+    def facts(self, cluster: Cluster) -> MegatronFacts:
+        """Its arguments as what the rules look at."""
+        return facts_of({name: argument.value for name, argument in self.arguments.items()}, self.environment, cluster)
+
+
+def facts_of(arguments: Mapping[str, str | bool], environment: Mapping[str, str], cluster: Cluster) -> MegatronFacts:
+    """Arguments as what the rules look at."""
+    return MegatronFacts(
+        arguments,
+        world=cluster.num_devices,
+        environment=environment,
+        single_queue=cluster.device.generation != _BLACKWELL,
+    )
+
+
+def today_run(recipe: Recipe, cluster: Cluster) -> Run:
+    """The recipe as it is, on a cluster. Its arguments must break no rule of :mod:`uniap_tune.megatron_rules`."""
+    facts = recipe.facts(cluster)
+    strategy = Strategy(
+        tp=facts.tp,
+        dp=facts.dp,
+        cp=facts.cp,
+        ep=facts.ep,
+        etp=facts.etp,
+        zero=facts.zero,
+        sequence_parallel=facts.sequence_parallel,
+    )
+    mode = {"full": Recompute.FULL, "selective": Recompute.SELECTIVE}.get(facts.recompute, Recompute.NONE)
+    leading = facts.count("recompute-num-layers") if facts.text("recompute-method") == "block" else None
+    blocks, index = [], 0
+    for size in facts.chunks:
+        modes = [mode if leading is None or place < leading else Recompute.NONE for place in range(size)]
+        blocks.append([(block_type(recipe.model, index + place), modes[place]) for place in range(size)])
+        index += size
+    return _run(
+        recipe,
+        cluster,
+        pp=facts.pp,
+        strategy=strategy,
+        blocks=blocks,
+        micro_batch=facts.micro_batch,
+        num_microbatches=facts.microbatches,
+        group=facts.optional("microbatch-group-size-per-virtual-pipeline-stage"),
+    )
+
+
+def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:
+    """A plan for the recipe, to be priced by the same code as :func:`today_run`."""
+    blocks, index = [], 0
+    for stage in plan.stages:
+        modes = [strategy.recompute for strategy in stage.block_strategies()]
+        blocks.append([(block_type(recipe.model, index + place), mode) for place, mode in enumerate(modes)])
+        index += len(modes)
+    return _run(
+        recipe,
+        cluster,
+        pp=plan.pp,
+        strategy=plan.strategies[0],
+        blocks=blocks,
+        micro_batch=plan.micro_batch_size,
+        num_microbatches=plan.num_microbatches,
+    )
+
+
+def _run(
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    pp: int,
+    strategy: Strategy,
+    blocks: list[list[tuple[LayerType, Recompute]]],
+    micro_batch: int,
+    num_microbatches: int,
+    group: int | None = None,
+) -> Run:
+    """A run whose chunks hold ``blocks``, with the embedding before the first and the head after the last."""
+    ends = [(LayerType(kind=kind), Recompute.NONE) for kind in (LayerKind.EMBEDDING, LayerKind.HEAD)]
+    parts = [list(chunk) for chunk in blocks]
+    parts[0].insert(0, ends[0])
+    parts[-1].append(ends[1])
+    return Run(
+        id=recipe.name,
+        model=recipe.model,
+        cluster=cluster,
+        job=recipe.job,
+        capabilities=CAPABILITIES[Target.MEGATRON],
+        runtime=recipe.runtime,
+        pp=pp,
+        chunks=tuple(_grouped(part, strategy) for part in parts),
+        micro_batch=micro_batch * strategy.dp,
+        num_microbatches=num_microbatches,
+        microbatch_group=group,
+    )
+
+
+def _grouped(chunk: list[tuple[LayerType, Recompute]], strategy: Strategy) -> tuple[Layers, ...]:
+    """Neighbouring equal layers as one entry with their count."""
+    groups: list[tuple[LayerType, Recompute, int]] = []
+    for layer, mode in chunk:
+        if groups and groups[-1][:2] == (layer, mode):
+            groups[-1] = (layer, mode, groups[-1][2] + 1)
+        else:
+            groups.append((layer, mode, 1))
+    if not groups:  # an empty stage still has a grid
+        return (Layers(type=LayerType(kind=LayerKind.BLOCK), strategy=strategy, count=0),)
+    return tuple(
+        Layers(type=layer, strategy=replace(strategy, recompute=mode), count=count) for layer, mode, count in groups
+    )
