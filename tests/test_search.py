@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_progress_is_told() -> None:
     assert seen
     best = result.candidates[0].objective_s
     assert all(progress.bound_s <= best * (1 + TIE) for progress in seen)
-    assert all(a.incumbent_s >= b.incumbent_s for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a.incumbent_s >= b.incumbent_s for a, b in pairwise(seen))
     assert [p.solved for p in seen] == sorted(p.solved for p in seen)
 
 
