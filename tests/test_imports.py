@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cost",),
     ("problem",),
     ("pareto",),
+    ("intervals",),
     ("bounds",),
     ("columns",),
     ("chain", "milp"),
@@ -41,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("explain", "render"),
     ("adapters",),
     ("planner",),
-    ("report",),
+    ("report", "deepspeed"),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),
@@ -58,6 +59,8 @@ OUTSIDE: dict[str, set[str] | None] = {
     "jinja2": {"render"},
     "yaml": {"adapters", "render"},
     "ruamel": {"adapters", "render"},
+    "deepspeed": {"deepspeed", "commands"},
+    "torch": {"deepspeed"},
 }
 
 

@@ -13,10 +13,10 @@ from importlib import import_module
 from types import ModuleType
 
 from uniap_tune import __version__
-from uniap_tune.errors import ExitCode, TuneError
+from uniap_tune.errors import ExitCode, TuneError, message
 
 # In the order of --help.
-_COMMANDS = ("plan", "solve", "predict", "accuracy")
+_COMMANDS = ("plan", "solve", "predict", "accuracy", "deepspeed")
 
 _EPILOG = """exit codes: 0 ok, 1 internal error, 2 bad input, 3 no plan fits, 4 out of memory predicted,
 5 stopped without a plan, 6 drift. Data goes to stdout, everything else to stderr."""
@@ -26,9 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     modules = [import_module(f"uniap_tune.commands.{name}") for name in _COMMANDS]
-    args = _parser(modules).parse_args(arguments)
+    passing = {module.NAME: module.pass_through for module in modules if hasattr(module, "pass_through")}
     try:
-        code = int(args.run(args))
+        if arguments and arguments[0] in passing:  # its arguments are another program's: nothing here parses them
+            code = int(passing[arguments[0]](arguments[1:]))
+        else:
+            args = _parser(modules).parse_args(arguments)
+            code = int(args.run(args))
         sys.stdout.flush()
     except TuneError as error:
         _report(error)
@@ -65,10 +69,4 @@ def _parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
 
 
 def _report(error: TuneError) -> None:
-    lines = [f"error: {error.what}"]
-    if error.why:
-        lines.append(f"  why: {error.why}")
-    if error.fix:
-        lines.append(f"  fix: {error.fix}")
-    lines += [f"    - {relaxation}" for relaxation in getattr(error, "relaxations", ())]
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    print(message(error), file=sys.stderr)  # noqa: T201

@@ -72,3 +72,14 @@ class StoppedError(TuneError):
     """Stopped by a limit or by the user before any plan was found: exit code 5."""
 
     exit_code = ExitCode.STOPPED
+
+
+def message(error: TuneError) -> str:
+    """The error for stderr: what, why, the fix, and the relaxations, one a line."""
+    lines = [f"error: {error.what}"]
+    if error.why:
+        lines.append(f"  why: {error.why}")
+    if error.fix:
+        lines.append(f"  fix: {error.fix}")
+    lines += [f"    - {relaxation}" for relaxation in getattr(error, "relaxations", ())]
+    return "\n".join(lines)
