@@ -10,11 +10,11 @@ exact round. An incumbent from elsewhere caps every budget.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from uniap_tune.bounds import ChainBounds, chain_bounds
+from uniap_tune.bounds import ChainBounds, chain_bounds, combine, tighten
 from uniap_tune.columns import BUDGET_SLACK, Column, ColumnBuilder, Deadline, DeadlineError
 from uniap_tune.pareto import pareto
 from uniap_tune.problem import (
@@ -34,6 +34,8 @@ _FIRST_STEP = 5e-4  # the first budget is this far above the lower bound
 _STEP_GROWTH = 3.0
 _LAST_STEP = 0.5  # beyond it the budget is infinite
 _BEAM = 64
+# Bounds made exact before the labels of an exact round: on seconds alone, and with the mean of once-a-step seconds.
+_EXACT_WEIGHTS = (0, 3)
 
 
 def solve_chain(
@@ -62,13 +64,12 @@ def solve_chain(
     bounds = bounds or chain_bounds(problem)
     if math.isinf(bounds.total):
         return infeasible(SOLVER)
-    builder = ColumnBuilder(problem, bounds)
     plan: Assignment | None = None
     try:
-        budget, plan = _first_plan(problem, bounds, builder, cutoff, deadline)
-        found = _round(problem, bounds, builder, budget, deadline) or plan
+        budget, plan = _first_plan(problem, bounds, cutoff, deadline)
+        found = _round(problem, bounds, budget, deadline) or plan
     except DeadlineError:
-        plan = plan or heuristic_plan(problem, bounds, builder)
+        plan = plan or heuristic_plan(problem, bounds)
         value = evaluate(problem, plan).objective_s if plan is not None else math.inf
         return Solution(Status.LIMIT, plan, value, min(bounds.total, value), SOLVER)
     if found is not None:
@@ -80,13 +81,13 @@ def solve_chain(
 
 
 def _first_plan(
-    problem: Problem, bounds: ChainBounds, builder: ColumnBuilder, cutoff: float, deadline: Deadline
+    problem: Problem, bounds: ChainBounds, cutoff: float, deadline: Deadline
 ) -> tuple[float, Assignment | None]:
     """A plan close to the bound and its TPI; without one, the cutoff (``inf``: not even a beam found any)."""
     step = _FIRST_STEP
     while step <= _LAST_STEP and bounds.total > 0:
         budget = min(bounds.total * (1 + step), cutoff)
-        plan = _round(problem, bounds, builder, budget, deadline, beam=_BEAM)
+        plan = _round(problem, bounds, budget, deadline, beam=_BEAM)
         if plan is not None:
             return evaluate(problem, plan).objective_s, plan
         if budget >= cutoff:
@@ -95,7 +96,7 @@ def _first_plan(
     return cutoff, None
 
 
-def heuristic_plan(problem: Problem, bounds: ChainBounds, builder: ColumnBuilder) -> Assignment | None:
+def heuristic_plan(problem: Problem, bounds: ChainBounds) -> Assignment | None:
     """A plan without proof: the cuts of the bounds' shortest path, strategies by a beam. ``None`` if that fails."""
     cuts = _bound_cuts(bounds)
     allowed = []
@@ -103,47 +104,63 @@ def heuristic_plan(problem: Problem, bounds: ChainBounds, builder: ColumnBuilder
         mask = np.zeros_like(bounds.stages[i].lower[0], dtype=np.bool_)
         mask[cuts[i], cuts[i + 1]] = True
         allowed.append(mask)
-    columns = builder.build(allowed, math.inf, Deadline(), beam=_BEAM)
+    columns = ColumnBuilder(problem, bounds).build(allowed, math.inf, Deadline(), beam=_BEAM)
     return best_over(problem, bounds, columns, math.inf, Deadline())
 
 
-def budget_columns(
-    problem: Problem, bounds: ChainBounds, budget: float, deadline: Deadline
-) -> list[list[Column]] | None:
-    """All columns a plan with TPI <= budget can be made of; ``None`` if some stage has none."""
-    return _columns(problem, bounds, ColumnBuilder(problem, bounds), budget, deadline)
-
-
-def _columns(
-    problem: Problem,
-    bounds: ChainBounds,
-    builder: ColumnBuilder,
-    budget: float,
-    deadline: Deadline,
-    beam: int | None = None,
-) -> list[list[Column]] | None:
-    c = problem.num_microbatches
-    allowed: list[BoolArray] = []
-    for i in range(problem.num_stages):
-        through = bounds.through(i, c)
-        mask = np.isfinite(through) & (through <= budget * (1 + BUDGET_SLACK))
-        if not mask.any():
-            return None
-        allowed.append(mask)
-    columns = builder.build(allowed, budget, deadline, beam)
-    return columns if all(columns) else None
-
-
 def _round(
-    problem: Problem,
-    bounds: ChainBounds,
-    builder: ColumnBuilder,
-    budget: float,
-    deadline: Deadline,
-    beam: int | None = None,
+    problem: Problem, bounds: ChainBounds, budget: float, deadline: Deadline, beam: int | None = None
 ) -> Assignment | None:
-    columns = _columns(problem, bounds, builder, budget, deadline, beam)
-    return None if columns is None else best_over(problem, bounds, columns, budget, deadline)
+    """The best plan within a budget; with a beam, a good one or none."""
+    found = budget_columns(problem, bounds, budget, deadline, beam)
+    return None if found is None else best_over(problem, found[0], found[1], budget, deadline)
+
+
+def budget_columns(
+    problem: Problem, bounds: ChainBounds, budget: float, deadline: Deadline, beam: int | None = None
+) -> tuple[ChainBounds, list[list[Column]]] | None:
+    """All columns that plans with TPI <= budget can be made of, and the bounds of such plans; ``None`` if none is.
+
+    Where once-a-step times make labels many, the exact least seconds of every interval come first, from labels that
+    carry one number of seconds; they tighten the bounds that keep the full labels few.
+    """
+    narrowed = tighten(problem, bounds, budget * (1 + BUDGET_SLACK))
+    if narrowed is None:
+        return None
+    if beam is None and len(bounds.weights) > 1 and problem.num_stages > 1:
+        for weight in _EXACT_WEIGHTS:
+            refined = _refine(problem, narrowed, budget, deadline, weight)
+            if refined is None:
+                return None
+            narrowed = refined
+    columns = ColumnBuilder(problem, narrowed).build(_allowed(problem, narrowed, budget), budget, deadline, beam)
+    return (narrowed, columns) if all(columns) else None
+
+
+def _allowed(problem: Problem, bounds: ChainBounds, budget: float) -> list[BoolArray]:
+    allowed = []
+    for i in range(problem.num_stages):
+        through = bounds.through(i, problem.num_microbatches)
+        allowed.append(np.isfinite(through) & (through <= budget * (1 + BUDGET_SLACK)))
+    return allowed
+
+
+def _refine(
+    problem: Problem, bounds: ChainBounds, budget: float, deadline: Deadline, weight: int
+) -> ChainBounds | None:
+    """Replace one kind of bound on the stages by its exact value, and tighten."""
+    builder = ColumnBuilder(problem, bounds, scalar=weight)
+    columns = builder.build(_allowed(problem, bounds, budget), budget, deadline)
+    stages = []
+    for stage, found in zip(bounds.stages, columns, strict=True):
+        exact = np.full_like(stage.lower[weight], np.inf)
+        for column in found:
+            least = float((column.t + bounds.weights[weight] * column.g).min())
+            exact[column.first, column.last] = least * (1 - BUDGET_SLACK)
+        lower = stage.lower.copy()
+        lower[weight] = np.maximum(lower[weight], exact)
+        stages.append(replace(stage, lower=np.where(np.isfinite(exact)[None], lower, np.inf)))
+    return tighten(problem, combine(problem, bounds.weights, stages), budget * (1 + BUDGET_SLACK))
 
 
 def _bound_cuts(bounds: ChainBounds) -> list[int]:

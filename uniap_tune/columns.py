@@ -15,7 +15,7 @@ so only the Pareto set of these is kept. Labels are shared by *sequences of laye
 runs of layers are built once for each in-flight count, not once for each place.
 
 With a budget (an upper bound on the TPI worth finding) labels that no completion can bring under it are dropped
-by the Lagrangian bounds of :mod:`uniap_tune.bounds`; that keeps the sets small and loses nothing under the budget.
+by the Lagrangian bounds of :mod:`uniap_tune.intervals`; that keeps the sets small and loses nothing under the budget.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from uniap_tune.bounds import ChainBounds, StageBounds
+from uniap_tune.bounds import ChainBounds
+from uniap_tune.intervals import StageBounds
 from uniap_tune.pareto import pareto
 from uniap_tune.problem import MEMORY_SLACK, BoolArray, FloatArray, IntArray, LayerTable, Problem
 
@@ -128,11 +129,18 @@ class Column:
 
 
 class ColumnBuilder:
-    """Builds the columns of one chain problem."""
+    """Builds the columns of one chain problem.
 
-    def __init__(self, problem: Problem, bounds: ChainBounds) -> None:
+    Args:
+        problem: a chain.
+        bounds: its bounds.
+        scalar: keep only what is best in t + omega g for this one of the bounds' weights, to bound intervals exactly.
+    """
+
+    def __init__(self, problem: Problem, bounds: ChainBounds, *, scalar: int | None = None) -> None:
         self.problem = problem
         self.bounds = bounds
+        self.scalar = scalar
         self._keys = [self._key(u) for u in range(problem.num_layers)]
         self._entries = [self._entry_classes(u) for u in range(problem.num_layers)]
         self._undominated: dict[tuple[int, int], IntArray] = {}
@@ -327,13 +335,17 @@ class ColumnBuilder:
         multipliers = self._stage_multipliers(flight)
         caps = node.caps + BUDGET_SLACK * np.abs(node.caps)
         least = np.full(len(labels), np.inf)
-        for omega, rows in zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True):
+        for number, (omega, rows) in enumerate(zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True)):
+            if self.scalar not in (None, number):
+                continue  # a label dropped by another cap could dominate one that is not
             value = (labels.t + omega * labels.g)[:, None] + peak[:, None] * multipliers[None, :]
             least = np.minimum(least, (rows[labels.layout] - value).min(axis=1))
         return least
 
     def _prices(self, t: FloatArray, g: FloatArray) -> list[FloatArray]:
         """The criteria of seconds: a single stage pays exactly c t + g, others between t and c t, and at most g."""
+        if self.scalar is not None:
+            return [t + self.bounds.weights[self.scalar] * g]
         if self.problem.num_stages == 1:
             return [self.problem.num_microbatches * t + g]
         return [t, t + g]
