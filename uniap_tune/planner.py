@@ -12,6 +12,7 @@ from uniap_tune.adapters.cluster import describe
 from uniap_tune.assemble import assemble
 from uniap_tune.columns import Deadline
 from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.runtime import Runtime
 from uniap_tune.errors import InfeasibleError, InputError, StoppedError
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import build_graph
@@ -33,7 +34,7 @@ DEFAULT_MEMORY_FRACTION = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to plan. ``memory_fraction`` overrides the cluster's."""
+    """What to plan. ``memory_fraction`` overrides the cluster's, ``runtime`` the target's usual software."""
 
     model: Model
     cluster: Cluster
@@ -41,6 +42,7 @@ class Request:
     target: Target = Target.MEGATRON
     knobs: Knobs = field(default_factory=Knobs)
     memory_fraction: float | None = None
+    runtime: Runtime | None = None
 
     @property
     def memory_limit_bytes(self) -> float:
@@ -155,7 +157,8 @@ def run(
 def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, Pricer]:
     """The search space of a request and the prices of its layers (those of another target's engine if asked)."""
     capabilities = CAPABILITIES[request.target]
-    costs = CostModel(request.model, request.cluster, request.job, CAPABILITIES[priced_as or request.target])
+    engine = CAPABILITIES[priced_as or request.target]
+    costs = CostModel(request.model, request.cluster, request.job, engine, runtime=request.runtime)
     limit = request.memory_limit_bytes - costs.reserved_bytes()
     if limit <= 0:
         reserved = format_bytes(costs.reserved_bytes())
