@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from enum import StrEnum
 
-from uniap_tune.bounds import ChainBounds
+from uniap_tune.bounds import ChainBounds, chain_bounds
 from uniap_tune.chain import SOLVER, solve_chain
-from uniap_tune.columns import Deadline
-from uniap_tune.problem import Problem, Solution
+from uniap_tune.columns import Deadline, DeadlineError
+from uniap_tune.problem import Problem, Solution, Status
 
 AUTO = "auto"
+
+
+class Formulation(StrEnum):
+    """Formulations of the MILP."""
+
+    AUTO = "auto"  # over stage columns for chains, over layers for other graphs
+    COLUMNS = "columns"
+    LAYERS = "layers"
+
 
 # A problem, a TPI above which plans are of no interest, when to stop, and the problem's bounds.
 Solve = Callable[[Problem, float, Deadline, ChainBounds], Solution]
@@ -22,31 +32,56 @@ def solver_named(name: str = AUTO) -> Solve:
     def solve(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds) -> Solution:
         if name == AUTO and problem.is_chain:
             return solve_chain(problem, cutoff=cutoff, deadline=deadline, bounds=bounds)
-        return solve_by_milp(problem, name, deadline)
+        return solve_by_milp(problem, name, deadline, cutoff=cutoff, bounds=bounds)
 
     return solve
 
 
-def solve(problem: Problem, name: str = AUTO, *, gap: float = 1e-9, seconds: float | None = None) -> Solution:
+def solve(
+    problem: Problem,
+    name: str = AUTO,
+    *,
+    formulation: Formulation = Formulation.AUTO,
+    gap: float = 1e-9,
+    seconds: float | None = None,
+) -> Solution:
     """Solve one problem on its own.
 
     Args:
         problem: chain or not.
         name: ``auto`` (stage columns on a chain, HiGHS otherwise), ``columns``, ``highs`` or ``cbc``.
+        formulation: of the MILP.
         gap: relative gap at which a MILP may stop.
         seconds: time limit.
     """
     deadline = Deadline.after(seconds)
-    if name in (AUTO, SOLVER) and problem.is_chain:
+    if name in (AUTO, SOLVER) and problem.is_chain and formulation is Formulation.AUTO:
         return solve_chain(problem, deadline=deadline)
-    return solve_by_milp(problem, name, deadline, gap=gap)
+    return solve_by_milp(problem, name, deadline, gap=gap, formulation=formulation)
 
 
-def solve_by_milp(problem: Problem, name: str, deadline: Deadline, *, gap: float = 1e-9) -> Solution:
-    """The per-layer MILP; ``auto`` means HiGHS."""
+def solve_by_milp(
+    problem: Problem,
+    name: str,
+    deadline: Deadline,
+    *,
+    gap: float = 1e-9,
+    formulation: Formulation = Formulation.AUTO,
+    cutoff: float = math.inf,
+    bounds: ChainBounds | None = None,
+) -> Solution:
+    """The MILP on a solver (``auto`` means HiGHS): over stage columns for chains, over layers for other graphs."""
     from uniap_tune.milp.layers import solve_layers
+    from uniap_tune.milp.master import solve_master
     from uniap_tune.milp.solvers import Limits, MilpSolver
 
     solver = MilpSolver.CBC if name == MilpSolver.CBC else MilpSolver.HIGHS
     left = deadline.left()
-    return solve_layers(problem, solver, Limits(gap=gap, seconds=None if math.isinf(left) else left))
+    limits = Limits(gap=gap, seconds=None if math.isinf(left) else left)
+    if problem.is_chain and formulation is not Formulation.LAYERS:
+        try:
+            return solve_master(problem, solver, limits, cutoff=cutoff, bounds=bounds)
+        except DeadlineError:
+            bound = bounds or chain_bounds(problem)
+            return Solution(Status.LIMIT, None, math.inf, bound.total, name)
+    return solve_layers(problem, solver, limits)

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: stage columns on chains, HiGHS otherwise",
     )
+    parser.add_argument(
+        "--formulation",
+        choices=("auto", "columns", "layers"),
+        default="auto",
+        help="of the MILP: over stage columns (chains) or over layers",
+    )
     parser.add_argument("--gap", type=float, default=1e-9, metavar="G", help="relative gap to stop at (default 1e-9)")
     parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best so far")
 
@@ -37,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from uniap_tune.adapters.problem_json import read_problem
     from uniap_tune.errors import ExitCode
     from uniap_tune.problem import Status
-    from uniap_tune.solvers import solve
+    from uniap_tune.solvers import Formulation, solve
 
     problem = read_problem(args.problem)
     _check(args, problem)
     started = time.process_time()
-    solution = solve(problem, args.solver, gap=args.gap, seconds=args.time_limit)
+    formulation = Formulation(args.formulation)
+    solution = solve(problem, args.solver, formulation=formulation, gap=args.gap, seconds=args.time_limit)
     document = answer(problem, solution, time.process_time() - started)
     if args.json:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
@@ -58,8 +65,8 @@ def _check(args: argparse.Namespace, problem: Problem) -> None:
 
     if not 0 <= args.gap < 1:
         raise InputError(f"--gap {args.gap}: must be from 0 to less than 1")
-    if args.solver == "columns" and not problem.is_chain:
-        raise InputError("--solver columns: the graph has edges between layers that are no neighbours", fix="use highs")
+    if "columns" in (args.solver, args.formulation) and not problem.is_chain:
+        raise InputError("columns: the graph has edges between layers that are no neighbours", fix="use highs")
 
 
 def answer(problem: Problem, solution: Solution, cpu_s: float) -> dict[str, Any]:

@@ -60,9 +60,19 @@ def solve_model(lp: Any, solver: MilpSolver, limits: Limits) -> MilpAnswer:
     return _highs(lp, limits) if solver is MilpSolver.HIGHS else _cbc(lp, limits)
 
 
+class _Highs(pulp.HiGHS):  # type: ignore[misc]  # PuLP ships no types
+    """PuLP's interface reads values HiGHS does not have when presolve proves a model infeasible."""
+
+    def findSolutionValues(self, lp: Any) -> tuple[int, int]:  # noqa: N802
+        values = list(lp.solverModel.getSolution().col_value)
+        for variable in lp.variables():
+            variable.varValue = values[variable.index] if values else None
+        return pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound  # not used: read from the solver below
+
+
 def _highs(lp: Any, limits: Limits) -> MilpAnswer:
     lp.solve(
-        pulp.HiGHS(
+        _Highs(
             msg=False,
             threads=1,
             gapRel=limits.gap,
