@@ -80,6 +80,7 @@ def megatron_launches() -> list[Launch]:
         launch("gpt-530b", "35x8:a100-80gb", [3] * 35, {"tp": 8}, seq_length=2048, microbatches=70),
         launch("gpt-1t", "384x8:a100-80gb", [2] * 64, {"tp": 8, "dp": 6, "zero": 1}, full=[1] * 64, seq_length=2048),
         launch("gpt2-xl", "1x4:rtx-4090", [12, 11, 12, 13], {}, seq_length=1024, optimizer=OptimizerName.SGD),
+        launch("gpt2", "1x8:titan-xp", [12], {"dp": 8, "zero": 1}, seq_length=1024, precision=fp16),
         launch("qwen3-32b", "4x8:h100", [16] * 4, {"tp": 4, "dp": 2, "zero": 1}),
         launch("qwen2.5-7b", "1x8:h200", [28], {"tp": 2, "dp": 4, "zero": 1}, optimizer_state_bytes=4),
         launch("qwen2.5-0.5b", "1x8:l4", [24], {"tp": 2, "dp": 4}, precision=Precision(compute=DType.FP32)),

@@ -105,6 +105,22 @@ def test_attention_without_flash_is_unfused() -> None:
     assert arguments({"dp": 8}, flash_attention=False)["--attention-backend"] == "unfused"
 
 
+def test_old_hardware_is_given_what_it_has() -> None:
+    half = Precision(compute=DType.FP16)
+    volta = launch("llama-2-7b", "1x8:v100-32gb", [32], {"dp": 8}, precision=half)
+    found = megatron_launch(volta.plan, volta.model, volta.cluster, volta.job).arguments
+    assert found["--attention-backend"] == "unfused"
+    assert "--transformer-impl" not in found
+    assert "plan with --no-flash-attention" in volta.files()["launch.sh"]
+    told = launch("llama-2-7b", "1x8:v100-32gb", [32], {"dp": 8}, precision=half, flash_attention=False)
+    assert "Note" not in told.files()["launch.sh"]
+
+    pascal = launch("gpt2", "1x8:titan-xp", [12], {"tp": 2, "dp": 4}, seq_length=1024, precision=half)
+    found = megatron_launch(pascal.plan, pascal.model, pascal.cluster, pascal.job).arguments
+    assert (found["--transformer-impl"], found["--no-persist-layer-norm"]) == ("local", True)
+    assert "sequence parallelism needs Apex" in pascal.files()["launch.sh"]
+
+
 def test_optimizers() -> None:
     assert arguments({"dp": 8}, optimizer=OptimizerName.SGD)["--sgd-momentum"] == 0.9
     plain = arguments({"dp": 8}, optimizer=OptimizerName.SGD, optimizer_state_bytes=0)

@@ -6,7 +6,7 @@ Megatron-LM commit d98e8a6.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -25,6 +25,10 @@ _BLACKWELL = "blackwell"
 # Work queues that keep tensor-parallel streams from waiting for others on Blackwell: the value of
 # Megatron-Bridge's recipes (scripts/performance/perf_plugins.py).
 _BLACKWELL_CONNECTIONS = 32
+
+# FlashAttention and cuDNN fused attention need Ampere or later, TransformerEngine Volta or later (their READMEs).
+_NO_FUSED_ATTENTION = frozenset({"pascal", "volta"})
+_NO_TRANSFORMER_ENGINE = frozenset({"pascal"})
 
 _PRECISION: Mapping[DType, Arguments] = {
     DType.FP32: {},
@@ -66,6 +70,7 @@ def megatron_launch(plan: Plan, model: Model, cluster: Cluster, job: Job) -> Meg
         "SHARDING": _sharding(strategy),
         "RECOMPUTE": _recompute(plan),
         "PRECISION": _precision(job),
+        "KERNELS": _kernels(cluster, job),
         "OPTIMIZER": _optimizer(job, strategy),
         "TRAINING": _training(),
     }
@@ -81,7 +86,7 @@ def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header:
         "megatron/launch.sh.j2",
         header=header,
         summary=f"{model.name} on {cluster.name}",
-        notes=notes(model, job, plan.target),
+        notes=[*notes(model, job, plan.target), *_kernel_notes(cluster, job, plan.strategies[0])],
         cluster=cluster,
         groups=launch.groups,
         environment=launch.environment,
@@ -178,13 +183,41 @@ def _precision(job: Job) -> dict[str, Value]:
         arguments["--accumulate-allreduce-grads-in-fp32"] = True
     elif "--bf16" in arguments and narrow:
         arguments["--grad-reduce-in-bf16"] = True  # else Megatron keeps fp32 gradients under bf16
-    # TransformerEngine has no flash or fused attention in fp32.
-    flash = job.flash_attention and precision.compute is not DType.FP32
-    # auto takes the faster of FlashAttention and cuDNN's fused attention, by GPU.
-    arguments["--attention-backend"] = "auto" if flash else "unfused"
-    # The dataloader's s x s masks are for padded data; a causal mask needs no tensor.
-    arguments["--no-create-attention-mask-in-dataloader"] = True
     return arguments
+
+
+def _has_fused_attention(cluster: Cluster, job: Job) -> bool:
+    return job.precision.compute is not DType.FP32 and cluster.device.generation not in _NO_FUSED_ATTENTION
+
+
+def _kernels(cluster: Cluster, job: Job) -> dict[str, Value]:
+    fused = job.flash_attention and _has_fused_attention(cluster, job)
+    arguments: dict[str, Value] = {
+        # auto takes the faster of FlashAttention and cuDNN's fused attention, by GPU.
+        "--attention-backend": "auto" if fused else "unfused",
+        # The dataloader's s x s masks are for padded data; a causal mask needs no tensor.
+        "--no-create-attention-mask-in-dataloader": True,
+    }
+    if cluster.device.generation in _NO_TRANSFORMER_ENGINE:
+        arguments |= {
+            "--transformer-impl": "local",
+            "--no-persist-layer-norm": True,
+            "--no-gradient-accumulation-fusion": True,
+        }
+    return arguments
+
+
+def _kernel_notes(cluster: Cluster, job: Job, strategy: Strategy) -> Iterator[str]:
+    """What the hardware keeps Megatron from doing as planned."""
+    device = cluster.device.name
+    if job.flash_attention and not _has_fused_attention(cluster, job):
+        yield (
+            f"there is no fused attention in {job.precision.compute} on {device}, so attention scores take memory; "
+            "plan with --no-flash-attention to count it"
+        )
+    if cluster.device.generation in _NO_TRANSFORMER_ENGINE:
+        needs = ", and sequence parallelism needs Apex" if strategy.sequence_parallel else ""
+        yield f"TransformerEngine does not support {device}: Megatron's own layers are used{needs}"
 
 
 def _optimizer(job: Job, strategy: Strategy) -> dict[str, Value]:

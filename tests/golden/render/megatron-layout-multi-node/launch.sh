@@ -69,6 +69,9 @@ SHARDING_ARGS=(
 
 PRECISION_ARGS=(
   --bf16
+)
+
+KERNELS_ARGS=(
   --attention-backend auto
   --no-create-attention-mask-in-dataloader
 )
@@ -116,6 +119,7 @@ exec torchrun "${DISTRIBUTED_ARGS[@]}" "$MEGATRON_PATH/pretrain_gpt.py" \
   "${BATCH_ARGS[@]}" \
   "${SHARDING_ARGS[@]}" \
   "${PRECISION_ARGS[@]}" \
+  "${KERNELS_ARGS[@]}" \
   "${OPTIMIZER_ARGS[@]}" \
   "${TRAINING_ARGS[@]}" \
   "${DATA_ARGS[@]}" \

@@ -67,6 +67,9 @@ RECOMPUTE_ARGS=(
 
 PRECISION_ARGS=(
   --bf16
+)
+
+KERNELS_ARGS=(
   --attention-backend auto
   --no-create-attention-mask-in-dataloader
 )
@@ -114,6 +117,7 @@ exec torchrun "${DISTRIBUTED_ARGS[@]}" "$MEGATRON_PATH/pretrain_gpt.py" \
   "${BATCH_ARGS[@]}" \
   "${RECOMPUTE_ARGS[@]}" \
   "${PRECISION_ARGS[@]}" \
+  "${KERNELS_ARGS[@]}" \
   "${OPTIMIZER_ARGS[@]}" \
   "${TRAINING_ARGS[@]}" \
   "${DATA_ARGS[@]}" \
