@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from uniap_tune.accuracy import Measured, memory_error
-from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, Runtime
+from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP, Runtime
 from uniap_tune.errors import InputError, TuneError
 from uniap_tune.graph import build_graph
 from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
@@ -33,6 +33,7 @@ _FORMATS = {
     "fp8-ds": DType.FP8, "fp8-sc": DType.FP8, "fp8-mx": DType.MXFP8, "mxfp8": DType.MXFP8, "nvfp4": DType.NVFP4,
 }  # fmt: skip
 _UNSUPPORTED_TASKS = ("lora", "peft", "qlora")
+_PYTORCH_WORDS = ("pytorch", "torchtitan", "foundry", "fairscale", "lightning")
 _MAX_LINE = 1 << 20
 
 
@@ -350,7 +351,10 @@ class _Reader:
         scope = self._settings.get("cuda_graph_scope")
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
         whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
+        stated = ("framework", "engine", "software", "hardware", "precision")
+        words = " ".join(text(self._record, key) for key in stated).lower()
+        if any(word in words for word in _PYTORCH_WORDS):
+            return PYTORCH_FSDP
         if legacy:
-            words = f"{text(self._record, 'hardware')} {text(self._record, 'precision')}".lower()
             return MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
         return Runtime(cuda_graphs=whole and implementation != "none", loss_bytes=4.0)

@@ -10,6 +10,7 @@ import pytest
 from tests.records import LLAMA, MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
 from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP
 from uniap_tune.errors import TuneError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.predict import Run, predict
@@ -119,6 +120,18 @@ def test_bands_widen_with_assumptions():
     assert known.step_time_low_s < known.step_time_s < known.step_time_high_s
     assert assumed.step_time_high_s > known.step_time_high_s
     assert assumed.step_time_s == known.step_time_s
+
+
+@pytest.mark.parametrize(
+    ("changes", "runtime"),
+    [
+        ({"framework": "torchtitan"}, PYTORCH_FSDP),
+        ({"precision": "fp16", "gpu": "A100"}, MEGATRON_2021),
+        ({"precision": "fp16", "gpu": None, "hardware": "A100 8/node (Megatron-DeepSpeed)"}, MEGATRON_DEEPSPEED_2023),
+    ],
+)
+def test_the_stated_engine_selects_how_it_runs(changes, runtime):
+    assert run_of(**changes).runtime == runtime
 
 
 def test_a_run_that_happened_did_fit():

@@ -171,7 +171,7 @@ class ComputeModel:
             return self._unfused(heads, seq, shape.cp, head_width, value_width)
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency
-        peak = self._attention_peak
+        peak = self._attention_peak * self._runtime.flash_share
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
     def _unfused(self, heads: float, seq: int, cp: int, head_width: int, value_width: int) -> _Attention:

@@ -22,6 +22,7 @@ class Runtime:
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
         collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
         recompute_share: part of the forward pass that full recomputation repeats.
+        flash_share: rate of fused attention relative to the generation's best kernels.
         loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
         loss_traffic: bytes a logit moves through memory, forward and backward.
@@ -42,6 +43,7 @@ class Runtime:
     kernel_s: float = 2.0e-6
     collective_latency_s: float = 0.0
     recompute_share: float = 1.0
+    flash_share: float = 1.0
     loss_bytes: float = 6.0
     loss_traffic: float = 29.0
     vocab_multiple: int = 128
@@ -72,6 +74,20 @@ MEGATRON_2021 = Runtime(
     gradient_fusion=False,
     loss_traffic=105.0,
     kernel_s=1.12e-5,
+)
+
+# PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
+# last projection, whose output backward does not need. [Empirical], set by hand on the A100 tables of LLM Foundry
+# (mosaicml/llm-foundry, scripts/train/benchmarking/README.md).
+PYTORCH_FSDP = Runtime(
+    fused_kernels=False,
+    transformer_engine=False,
+    gradient_fusion=False,
+    flash_share=0.6,
+    recompute_share=0.7,
+    loss_bytes=10.0,
+    loss_traffic=60.0,
+    kernel_s=5.0e-6,
 )
 
 # The same layers under Megatron-DeepSpeed: slower launches, ranks that drift apart between collectives, a vocabulary
