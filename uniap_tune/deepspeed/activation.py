@@ -19,8 +19,8 @@ from uniap_tune.errors import InputError
 
 FILE = "uniap_tune_deepspeed.pth"
 
-# One line, because that is what a .pth file executes. It costs a look at the arguments, and goes on only for DeepSpeed's
-# own command with a tuning option; every word is compared, because Python's own options may stand before the command.
+# One line, because that is what a .pth file executes. It costs a look at the arguments, and goes on only for
+# DeepSpeed's command with a tuning option; options of Python's own may stand before the command's name.
 LINE = (
     "import sys; a = getattr(sys, 'orig_argv', ()); "
     "any(w.partition('=')[0] in ('--autotune', '--autotuning') for w in a)"

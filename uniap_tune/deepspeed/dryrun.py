@@ -162,7 +162,7 @@ def _build(config: dict[str, Any], case: Mapping[str, Any], rank: int) -> tuple[
 
 def _fake_world(rank: int, world_size: int) -> None:
     """Be this rank of a world that is not there."""
-    import deepspeed.comm.torch as ds_torch
+    import deepspeed.comm
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -175,7 +175,10 @@ def _fake_world(rank: int, world_size: int) -> None:
         MASTER_PORT="29500",
     )
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    ds_torch.build_shm_op = lambda: None  # it would wait for the other ranks in shared memory
+    # It would be compiled, and then wait for the other ranks in shared memory. The attribute path of this module leads
+    # to torch itself.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    deepspeed.comm.init_distributed(dist_backend="gloo", dist_init_required=False)
 
 
 def _stand_in(layers: int, tensor: int) -> Any:
@@ -222,7 +225,7 @@ def _pipeline(parts: list[int]) -> Any:
 
 def _short(error: Exception) -> str:
     """The error in one line, its own words first."""
-    text = " ".join(str(error).split()) or "without a message"
+    text = " ".join(str(error).split()).partition(" For further information visit")[0] or "without a message"
     return f"{type(error).__name__}: {text}"[:600]
 
 

@@ -93,7 +93,7 @@ def take_apart(
 
 @dataclass(frozen=True, slots=True)
 class ConfigArgument:
-    """Where the script is told its DeepSpeed JSON. ``trainer``: as transformers' Trainer is, by ``--deepspeed FILE``."""
+    """Where a script is told its DeepSpeed JSON. ``trainer``: by ``--deepspeed FILE``, as transformers' Trainer is."""
 
     path: Path
     index: int  # of the word that holds the path, after any "FLAG="

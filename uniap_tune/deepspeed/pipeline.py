@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from uniap_tune.errors import InputError
 
 # DeepSpeed's launchers forward variables to other nodes only if their names start so (launcher/runner.py, EXPORT_ENVS).
 PLAN_VARIABLE = "PYTHON_UNIAP_TUNE_PLAN"
+
+PlanSource = str | Path | Mapping[str, Any]  # a path, or what is in the file
 
 _FIX = "give plan=… the plan.json or pipeline_split.json that uniap-tune wrote"
 
@@ -43,9 +45,7 @@ class Split:
         return len(self.parts) - 1
 
 
-def pipeline_module(
-    layers: Sequence[Any], *, plan: str | Path | Mapping[str, Any] | None = None, **options: Any
-) -> Any:
+def pipeline_module(layers: Sequence[Any], *, plan: PlanSource | None = None, **options: Any) -> Any:
     """A ``deepspeed.pipe.PipelineModule`` cut and checkpointed as a plan says.
 
     Args:
@@ -75,7 +75,7 @@ def pipeline_module(
     )
 
 
-def patch_pipeline_module(plan: str | Path | Mapping[str, Any] | None = None) -> None:
+def patch_pipeline_module(plan: PlanSource | None = None) -> None:
     """Make every ``PipelineModule`` of this process follow a plan, for scripts that are not to be changed.
 
     Args:
@@ -102,7 +102,7 @@ def patch_pipeline_module(plan: str | Path | Mapping[str, Any] | None = None) ->
     PipelineModule._partition_layers = planned_layers
 
 
-def read_split(plan: str | Path | Mapping[str, Any] | None) -> Split:
+def read_split(plan: PlanSource | None) -> Split:
     """The split of a plan, from a path, its content, or the file that the environment names.
 
     Raises:
@@ -125,7 +125,7 @@ def read_split(plan: str | Path | Mapping[str, Any] | None) -> Split:
         split = Split(parts=tuple(map(int, parts)), layers=tuple(map(str, layers)), interval=int(interval))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not a plan: {error}", fix=_FIX) from error
-    rising = all(a < b for a, b in zip(split.parts, split.parts[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(split.parts))
     if len(split.parts) < 2 or split.parts[0] != 0 or split.parts[-1] != len(split.layers) or not rising:
         raise InputError(f"{where}: parts {list(split.parts)} do not cover {len(split.layers)} layers", fix=_FIX)
     return split
@@ -159,7 +159,7 @@ def place(split: Split, kinds: Sequence[str]) -> list[int]:
     # A stage without any of the script's layers would be empty, so the cut beside the embedding or the head is kept
     # where the script has such a layer, and refused where it has none.
     placed = [0, *(min(max(bound, start), after) for bound in bounds[1:-1]), len(kinds)]
-    if any(a >= b for a, b in zip(placed, placed[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(placed)):
         raise InputError(
             f"the plan's stages {list(split.parts)} leave one of {len(kinds)} layers without any",
             why="the plan has a stage of the embedding or the head alone, which the script does not have as a layer",

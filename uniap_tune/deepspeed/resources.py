@@ -125,7 +125,9 @@ def _shape(
             nodes = options.num_nodes if options.num_nodes > 0 else whole.num_nodes
             devices = options.num_gpus if options.num_gpus > 0 else whole.devices_per_node
             chosen = options.num_nodes > 0 or options.num_gpus > 0
-            return Shape(nodes=nodes, devices=devices, source="--num_nodes, --num_gpus" if chosen else "the cluster")
+            return Shape(
+                nodes=nodes, devices=devices, source="the cluster, as far as asked for" if chosen else "the cluster"
+            )
     if options.num_nodes > 1:
         raise InputError(f"--num_nodes {options.num_nodes}: there is no hostfile", fix="give --hostfile FILE")
     count = device_count() if launches or whole is None else whole.devices_per_node
