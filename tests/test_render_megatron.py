@@ -68,6 +68,7 @@ def test_overlap_only_where_there_is_something_to_overlap() -> None:
         ("1x8:h100", {"dp": 8, "zero": 3}, {CONNECTIONS: None}),
         ("1x8:h100", {"tp": 2, "dp": 4, "zero": 2}, {CONNECTIONS: None}),
         ("1x8:b200", {"tp": 2, "dp": 4}, {CONNECTIONS: "32"}),
+        ("1x8:b200", {"dp": 8, "zero": 3}, {CONNECTIONS: "32"}),
     ],
 )
 def test_device_connections(cluster: str, strategy: dict[str, Any], expected: dict[str, str | None]) -> None:

@@ -22,8 +22,8 @@ from uniap_tune.targets import MEGATRON_MOMENTS, notes
 
 # NVIDIA generations from Blackwell on need no single work queue for tensor parallelism (arg:1474).
 _BLACKWELL = "blackwell"
-# Work queues that keep tensor-parallel streams from waiting for others on Blackwell: the value of
-# Megatron-Bridge's recipes (scripts/performance/perf_plugins.py).
+# Work queues that keep streams from waiting for each other on Blackwell: the value of Megatron-Bridge's recipes
+# for it (src/megatron/bridge/perf_recipes, scripts/performance/utils/overrides.py).
 _BLACKWELL_CONNECTIONS = 32
 
 # FlashAttention and cuDNN fused attention need Ampere or later, TransformerEngine Volta or later (their READMEs).
@@ -260,13 +260,12 @@ def _training() -> dict[str, Value]:
 
 
 def _environment(cluster: Cluster, strategy: Strategy) -> dict[str, str | None]:
-    """``CUDA_DEVICE_MAX_CONNECTIONS``: FSDP needs more than one queue (arg:1166), so that gathers overlap; tensor and
-    context parallelism before Blackwell need exactly one (arg:1477), so that collectives start before the GEMMs they
-    overlap; on Blackwell they only must not run short of queues."""
+    """``CUDA_DEVICE_MAX_CONNECTIONS``: Blackwell must only not run short of queues. Before it, FSDP needs more than one
+    (arg:1166), so that gathers overlap, and tensor and context parallelism need exactly one (arg:1477), so that
+    collectives start before the GEMMs they overlap."""
     name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    if cluster.device.generation == _BLACKWELL:
+        return {name: str(_BLACKWELL_CONNECTIONS)}
     if strategy.zero > 1:
         return {name: None}
-    if strategy.tp * strategy.cp == 1:
-        return {}
-    blackwell = cluster.device.generation == _BLACKWELL
-    return {name: str(_BLACKWELL_CONNECTIONS if blackwell else 1)}
+    return {name: "1"} if strategy.tp * strategy.cp > 1 else {}
