@@ -14,6 +14,7 @@ import yaml
 
 from tests.launches import Launch, deepspeed_launches, launch, megatron_launches
 from uniap_tune import __version__
+from uniap_tune.deepspeed.pipeline import read_split
 from uniap_tune.files import write_files
 from uniap_tune.render import EXECUTABLE
 from uniap_tune.spec import Recompute
@@ -26,7 +27,8 @@ NAMES = [f"{made.plan.target}-{made.name}" for made in LAUNCHES]
 # Stands in for torchrun and deepspeed: one JSON object with its arguments and what it sees of the environment.
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
-print(json.dumps({"argv": sys.argv[1:], "connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")}))
+seen = {"connections": "CUDA_DEVICE_MAX_CONNECTIONS", "split": "PYTHON_UNIAP_TUNE_PLAN"}
+print(json.dumps({"argv": sys.argv[1:], **{name: os.environ.get(variable) for name, variable in seen.items()}}))
 """
 
 
@@ -185,6 +187,12 @@ def test_the_deepspeed_script_starts_both_kinds_of_training_script(tmp_path: Pat
         *("--per_device_train_batch_size=1", "--gradient_accumulation_steps=8", "--max_grad_norm=1.0"),
         *("--bf16", "--gradient_checkpointing"),
     ]
+
+
+def test_the_deepspeed_script_names_the_split_to_the_training_script(tmp_path: Path) -> None:
+    answer = start(GOLDEN_LAUNCHES["deepspeed-pipeline"], tmp_path, TRAIN_SCRIPT="t.py")
+    assert answer["split"] == str(tmp_path / "out" / "pipeline_split.json")
+    assert read_split(Path(str(answer["split"]))).parts == (0, 4, 9, 14)
 
 
 def test_the_deepspeed_script_refuses_an_unknown_style(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@
 #   HOSTFILE        DeepSpeed's hostfile, for more than one node (default /job/hostfile)
 #
 # This is a pipeline: TRAIN_SCRIPT must build a deepspeed.pipe.PipelineModule and cut it as pipeline_split.json says,
-# for which DeepSpeed's JSON has no key. Its layers are the embedding, each transformer block, and the head.
+# for which DeepSpeed's JSON has no key. Its layers are the embedding, each transformer block, and the head;
+# uniap_tune.deepspeed.pipeline_module(layers) builds it.
 # The head shares the embedding's matrix: make both a TiedLayerSpec.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 : "${TRAIN_SCRIPT:?set TRAIN_SCRIPT to your training script}"
 
+export PYTHON_UNIAP_TUNE_PLAN="$here/pipeline_split.json" # DeepSpeed passes variables named PYTHON* on to other nodes
 LAUNCHER_ARGS=(--num_gpus "${NUM_GPUS:-4}")
 if [[ -n "${MASTER_ADDR:-}" ]]; then
   LAUNCHER_ARGS+=(--master_addr "$MASTER_ADDR")
