@@ -92,6 +92,8 @@ def megatron_launches() -> list[Launch]:
         launch("llama-2-7b", "1x8:h100", [32], {"dp": 8, "zero": 1}, precision=Precision(gradient_bytes=2)),
         launch("llama-2-7b", "1x8:h100", [32], {"dp": 8, "recompute": Recompute.SELECTIVE}, flash_attention=False),
         launch("mixtral-8x7b", "4x8:h100", [8] * 4, {"tp": 2, "dp": 4, "ep": 4, "etp": 2, "zero": 1}),
+        launch("deepseek-v3", "32x8:h100", [4] * 15 + [1], {"dp": 16, "ep": 16, "zero": 1}),
+        launch("deepseek-v3", "32x8:h100", [3] * 3 + [4] * 13, {"dp": 16, "ep": 16, "zero": 1}),
         launch("qwen3-30b-a3b", "2x8:h100", [23, 25], {"tp": 2, "dp": 4, "ep": 8, "zero": 1}),
     ]
 

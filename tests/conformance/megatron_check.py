@@ -119,7 +119,14 @@ CONFIG = (
     "recompute_num_layers",
     "fp8",
     "fp8_recipe",
+    "num_moe_experts",
+    "moe_router_topk",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_layer_freq",
+    "mtp_num_layers",
 )
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 
 
 def check(case: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +142,7 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     config = core_transformer_config_from_args(args)
     pp = config.pipeline_model_parallel_size
     answer = {name: getattr(args, name) for name in ARGUMENTS} | {name: getattr(config, name) for name in CONFIG}
+    answer["latent"] = [getattr(config, name) for name in LATENT] if config.multi_latent_attention else None
     answer["activation"] = config.activation_func.__name__
     layout = config.pipeline_model_parallel_layout
     if layout is None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from tests.launches import Launch, megatron_launches
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import read_model
-from uniap_tune.graph import build_graph
+from uniap_tune.graph import block_type, build_graph
 from uniap_tune.planner import plan as best_plan
 from uniap_tune.render.megatron_model import padded_vocabulary
 from uniap_tune.space import parse_knobs
@@ -171,20 +172,23 @@ def test_megatron_trains_the_model(pair: tuple[Launch, dict[str, Any]]) -> None:
         "ffn_hidden_size": model.ffn_size,
         "num_attention_heads": model.num_heads,
         "num_query_groups": model.num_kv_heads,
-        "kv_channels": model.head_dim,
+        "kv_channels": model.head_dim if model.mla is None else model.hidden_size // model.num_heads,
         "normalization": "LayerNorm" if model.norm in (Norm.LAYERNORM, Norm.LAYERNORM_1P) else "RMSNorm",
         "layernorm_epsilon": model.norm_epsilon,
         "layernorm_zero_centered_gamma": model.norm is Norm.LAYERNORM_1P,
         "add_bias_linear": model.mlp_bias,
         "add_qkv_bias": model.qkv_bias,
         "gated_linear_unit": model.gated_mlp,
-        "qk_layernorm": model.qk_norm is QkNorm.PER_HEAD,
+        # of latent attention it means the norms of the latent vectors
+        "qk_layernorm": model.qk_norm is QkNorm.PER_HEAD or model.mla is not None,
         "qk_l2_norm": False,
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
         "position_embedding_type": "learned_absolute" if model.position_rows else "rope",
         "use_rope_scaling": model.rope_scaling == "llama3",
         "untie_embeddings_and_output_weights": not model.tied_embeddings,
+        "mtp_num_layers": model.mtp_layers or None,
+        "latent": list(astuple(model.mla)) if model.mla is not None else None,
     }
     assert {name: got[name] for name in expected} == expected
     activations = {"silu": "silu", "relu2": "squared_relu", "gelu_new": "gelu"}
@@ -195,6 +199,20 @@ def test_megatron_trains_the_model(pair: tuple[Launch, dict[str, Any]]) -> None:
         assert (got["rotary_base"], got["rotary_percent"]) == (model.rope_theta, model.rope_fraction)
     windowed = model.window is not None and model.window < launch.job.seq_length
     assert got["window_size"] == ([model.window - 1, 0] if windowed and model.window else None)
+
+
+def test_megatron_trains_the_experts(pair: tuple[Launch, dict[str, Any]]) -> None:
+    launch, got = pair
+    moe = launch.model.moe
+    if moe is None:
+        assert got["num_moe_experts"] is None
+        return
+    assert (got["num_moe_experts"], got["moe_router_topk"]) == (moe.num_experts, moe.top_k)
+    assert got["moe_ffn_hidden_size"] == moe.expert_ffn_size
+    assert got["moe_shared_expert_intermediate_size"] == (moe.shared_ffn_size or None)
+    frequency = got["moe_layer_freq"]
+    pattern = frequency if isinstance(frequency, list) else [int(i % frequency == 0) for i in range(got["num_layers"])]
+    assert pattern == [int(block_type(launch.model, i).moe) for i in range(launch.model.num_layers)]
 
 
 def test_megatron_builds_the_parameters_of_each_stage(pair: tuple[Launch, dict[str, Any]]) -> None:
