@@ -30,6 +30,10 @@ from uniap_tune.problem import (
     infeasible,
 )
 
+# Memory rows are this much looser than the limit, so that a plan exactly at it survives rounding; what exceeds the
+# limit is cut off afterwards.
+_ROOM = 1 + 1e-9
+
 Var = Any  # pulp.LpVariable; PuLP ships no types
 Expr = Any
 
@@ -169,7 +173,7 @@ def _memory(problem: Problem, model: LayerModel) -> None:
                 model.lp += peak >= lin_sum(
                     float(w) / limit * var for w, var in zip(table.transient_bytes, variables, strict=True) if w
                 )
-        model.lp += lin_sum(used) <= 1
+        model.lp += lin_sum(used) <= _ROOM
         if updates:
             model.lp += (
                 lin_sum(
@@ -178,7 +182,7 @@ def _memory(problem: Problem, model: LayerModel) -> None:
                     for m, var in zip(table.update_bytes, model.x.get((u, i), ()), strict=False)
                     if m
                 )
-                <= 1
+                <= _ROOM
             )
 
 
