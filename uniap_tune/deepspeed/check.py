@@ -116,7 +116,7 @@ def _ask(cases: Sequence[Case], timeout: float) -> list[Verdict]:
     if find_spec("deepspeed") is None:
         return [Verdict(refused=False, reason="DeepSpeed is not installed here")] * len(cases)
     text = json.dumps([{**asdict(case), "config": dict(case.config)} for case in cases])
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "uniap_tune.deepspeed.dryrun"]
     try:
         run = subprocess.run(

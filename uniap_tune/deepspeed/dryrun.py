@@ -14,7 +14,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,6 +27,13 @@ _ENGINE_KEYS = (
     "communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor",
     "gradient_allreduce_op", "zero_allow_untested_optimizer",
 )  # fmt: skip
+# What building an engine imports besides; imported before forking, once.
+_PRELOADED = (
+    "torch._dynamo", "deepspeed.pipe", "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2",
+    "deepspeed.runtime.bf16_optimizer", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch.testing._internal.distributed.fake_pg",
+)  # fmt: skip
+
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 # How the layers of the stand-in are split by automatic tensor parallelism, in the words of transformers.
@@ -244,6 +252,9 @@ def main() -> None:
     """Answer all cases."""
     cases = json.load(sys.stdin)
     with _quiet() as answers:
+        for name in _PRELOADED:
+            with suppress(ImportError):  # of another version, where it is imported when it is needed
+                import_module(name)
         for case in cases:
             answers.write(json.dumps(answer(case)) + "\n")
             answers.flush()
