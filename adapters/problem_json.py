@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from uniap_tune.schedule import Schedule
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 256 << 20
+# Sums and products of numbers up to here stay finite; whatever is measured in seconds or bytes is far below.
+_LARGEST = 1e100
 _TOP = {"schema_version", "num_stages", "num_microbatches", "schedule", "memory_limit_bytes", "layers", "edges"}
 _LAYER = {
     "name",
@@ -55,8 +56,9 @@ def parse_problem(text: str, where: str) -> Problem:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON", why=str(error), fix="see docs/reference/solve.md") from error
     top = _object(data, where, _TOP)
-    if top.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{where}: schema_version must be {SCHEMA_VERSION}, not {top.get('schema_version')!r}")
+    version = top.get("schema_version")
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise InputError(f"{where}: schema_version must be {SCHEMA_VERSION}, not {_shown(version)}")
     entries = _list(top, "layers", where)
     if not entries:
         raise InputError(f"{where}: layers is empty", fix="give at least one layer")
@@ -126,7 +128,7 @@ def _object(value: object, where: str, known: set[str]) -> Mapping[str, Any]:
     if unknown:
         names = ", ".join(sorted(known))
         raise InputError(
-            f"{where}: unknown key {unknown[0]!r}", why=f"the keys are {names}", fix="remove or correct it"
+            f"{where}: unknown key {_shown(unknown[0])}", why=f"the keys are {names}", fix="remove or correct it"
         )
     return value
 
@@ -147,8 +149,10 @@ def _count(top: Mapping[str, Any], key: str, where: str) -> int:
 
 def _limit(top: Mapping[str, Any], where: str) -> float:
     value: Any = top.get("memory_limit_bytes")
-    if not _is_number(value) or value <= 0:
-        raise InputError(f"{where}: memory_limit_bytes must be a number above 0, not {_shown(value)}")
+    if not _is_number(value) or value < 1 / _LARGEST:
+        raise InputError(
+            f"{where}: memory_limit_bytes must be a number above 0, at most {_LARGEST:g}, not {_shown(value)}"
+        )
     return float(value)
 
 
@@ -174,7 +178,7 @@ def _numbers(layer: Mapping[str, Any], key: str, where: str, size: int | None) -
         raise InputError(f"{where}.{key} has {len(value)} entries, time_s has {size}", fix="one for each strategy")
     for place, number in enumerate(value):
         if not _is_number(number) or number < 0:
-            raise InputError(f"{where}.{key}[{place}] must be a finite number from 0, not {_shown(number)}")
+            raise InputError(f"{where}.{key}[{place}] must be a number from 0 to {_LARGEST:g}, not {_shown(number)}")
     return np.array(value, dtype=np.float64)
 
 
@@ -205,7 +209,7 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
-        return math.isfinite(float(value))
+        return float(value) <= _LARGEST
     except OverflowError:
         return False
 
