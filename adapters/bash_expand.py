@@ -71,7 +71,7 @@ class Expander:
             return arithmetic(self.variables, part.body)
         if part.kind is Kind.COMMAND:
             if _OWN_FOLDER.match(part.body):
-                return known(str(self.files[self.file].path.parent))
+                return known(str(self.files[self.file].path.parent.resolve()))
             return unknown(f"the output of $({part.body.strip()[:40]}) at {self._where(part)}")
         if part.body.startswith("#"):
             return self._length(part.body[1:], part)
@@ -169,7 +169,11 @@ class Expander:
         return known(str(size))
 
     def _edited(self, part: Expansion) -> Text:
-        """``${name,,}`` and ``${name^^}``; cutting and replacing are not followed."""
+        """``${name,,}``, ``${name^^}`` and ``${name[*]@Q}``; cutting and replacing are not followed."""
+        quoted = re.fullmatch(r"([A-Za-z_]\w*)\[[@*]\]@Q", part.body)
+        if quoted and quoted.group(1) in self.variables:
+            mark = Text((Piece("'"),))
+            return joined([joined([mark, text, mark], "") for text in self.variables[quoted.group(1)].values])
         match = re.fullmatch(r"([A-Za-z_]\w*)(,,|\^\^)", part.body)
         value = self._lookup(match.group(1), None) if match else None
         if match is None or value is None or value.unknown:

@@ -50,8 +50,8 @@ class Launch:
     """A python script that is started.
 
     ``words`` are all words of the command, ``script`` the place of the ``.py`` among them. ``command`` is the statement
-    in the source (of ``file``); ``reparsed``: the words were taken from a string by a second shell; ``in_string``: they
-    come from a string at all.
+    in the source (of ``file``); ``reparsed``: a second shell took the words from a string, ``is_last``: nothing comes
+    after them in it.
     """
 
     words: tuple[Text, ...]
@@ -59,8 +59,8 @@ class Launch:
     environment: Mapping[str, Text]
     command: Simple
     file: int
-    in_string: bool = False
     reparsed: bool = False
+    is_last: bool = True
 
     @property
     def arguments(self) -> tuple[Text, ...]:
@@ -88,19 +88,27 @@ class ScriptRun:
         return self.files[origin.file].where(origin.start)
 
 
-def run_script(path: Path, given: Mapping[str, str] | None = None) -> ScriptRun:
-    """Follow a script. ``given`` are values of variables the user supplies for what the script leaves open.
+def run_script(
+    path: Path, given: Mapping[str, str] | None = None, instead: Mapping[Path, str] | None = None
+) -> ScriptRun:
+    """Follow a script.
+
+    Args:
+        path: the script.
+        given: values of variables the user supplies for what the script leaves open.
+        instead: texts that stand for those of files, by their resolved paths.
 
     Raises:
         InputError: it cannot be read or parsed, or expands without end; names file and line.
     """
-    runner = _Runner(given or {})
+    runner = _Runner(given or {}, instead or {})
     runner.file(path)
     return runner.result
 
 
 class _Runner:
-    def __init__(self, given: Mapping[str, str]) -> None:
+    def __init__(self, given: Mapping[str, str], instead: Mapping[Path, str]) -> None:
+        self.instead = instead
         self.result = ScriptRun()
         self.expander = Expander(self.result.files, {name: Variable.of(text) for name, text in given.items()})
         self.functions: dict[str, Body] = {}
@@ -115,7 +123,7 @@ class _Runner:
     def file(self, path: Path) -> None:
         if len(self.result.files) >= _MAX_FILES:
             raise InputError(f"{path}: more than {_MAX_FILES} files are sourced", fix="give a self-contained script")
-        source = read_source(path)
+        source = read_source(path, self.instead)
         before = self.current
         self.current = self.expander.file = len(self.result.files)
         self.result.files.append(source)
@@ -332,16 +340,15 @@ class _Runner:
 
     def find_launch(self, words: list[Text], command: Simple) -> None:
         inner = _inner_command(words)
-        if inner is not None:
-            for again in command_words(inner):
-                self.add_launch(again, command, in_string=True, reparsed=True)
+        if inner is None:
+            self.add_launch(words, command)
             return
-        in_string = len(command.words) == 1 or words[0].place != _place(command.words[0], self.current)
-        self.add_launch(words, command, in_string=in_string and len(words) > len(command.words))
+        commands = command_words(inner)
+        for again in commands:
+            redirects = any(">" in text.text or "<" in text.text for text in again)
+            self.add_launch(again, command, reparsed=True, is_last=again is commands[-1] and not redirects)
 
-    def add_launch(
-        self, words: list[Text], command: Simple, *, in_string: bool = False, reparsed: bool = False
-    ) -> None:
+    def add_launch(self, words: list[Text], command: Simple, *, reparsed: bool = False, is_last: bool = True) -> None:
         script = next((place for place, text in enumerate(words) if text.text.endswith(".py")), None)
         if script is None:
             return
@@ -353,9 +360,7 @@ class _Runner:
             name, equals, value = text.text.partition("=")
             if equals and name.isidentifier():
                 environment[name] = Text((Piece(value, None, text.unknown),))
-        self.result.launches.append(
-            Launch(tuple(words), script, environment, command, self.current, in_string, reparsed)
-        )
+        self.result.launches.append(Launch(tuple(words), script, environment, command, self.current, reparsed, is_last))
 
 
 def _inner_command(words: list[Text]) -> Text | None:
@@ -367,8 +372,3 @@ def _inner_command(words: list[Text]) -> Text | None:
         if text.text in _SHELLS and following.startswith("-") and following.endswith("c"):
             return words[place + 2]
     return None
-
-
-def _place(word: Word, file: int) -> Origin | None:
-    first = word.parts[0] if word.parts else None
-    return Origin(file, first.start, first.end) if first is not None else None

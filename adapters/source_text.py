@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,15 @@ class SourceFile:
         return f"{self.name}:{self.text.count(chr(10), 0, offset) + 1}"
 
 
-def read_source(path: Path) -> SourceFile:
-    """The text of a file.
+def read_source(path: Path, instead: Mapping[Path, str] | None = None) -> SourceFile:
+    """The text of a file; ``instead``: texts that stand for those of files, by their resolved paths.
 
     Raises:
         InputError: missing, unreadable, too large, or not text; names the file, and the line where there is one.
     """
     where = printable(str(path))
+    if instead and path.resolve() in instead:
+        return SourceFile(path, instead[path.resolve()])
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -22,7 +22,9 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 # From the bottom up. A name stands for the module, or the package with all that is in it, without "uniap_tune.".
 # Entries of one line are independent of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "data", "schedule", "templates"),
+    ("errors", "units", "data", "schedule", "templates", "mcore", "megatron_layout"),
+    ("megatron_facts",),
+    ("megatron_rules",),
     ("spec", "files"),
     ("hardware", "graph", "strategy"),
     ("weights", "targets", "space"),
@@ -38,11 +40,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("simulate", "predict"),
     ("search", "accuracy"),
-    ("assemble", "relax"),
-    ("explain", "render"),
+    ("assemble", "relax", "parallel"),
+    ("explain", "render", "recipe"),
     ("adapters",),
     ("planner",),
-    ("report", "deepspeed"),
+    ("report", "deepspeed", "tuning"),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),

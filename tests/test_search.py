@@ -141,7 +141,7 @@ def test_top_are_the_best_different_plans(top: int) -> None:
     job = at_limit(tiny(Target.MEGATRON, cluster="1x4:a100-80gb", num_layers=2, global_batch=4), 0.2)
     by_family: dict[tuple[int, int, str], float] = {}
     for pp, c, family, problem in job.problems():
-        key = (pp, c, family.name)
+        key = (pp, c, family.grid)
         by_family[key] = min(by_family.get(key, math.inf), brute_force(problem))
     expected = sorted(value for value in by_family.values() if math.isfinite(value))[:top]
     found = search(job.space, job.pricer, SearchOptions(top=top)).candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,14 +13,16 @@ from uniap_tune.assemble import assemble
 from uniap_tune.columns import Deadline
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import Runtime
-from uniap_tune.errors import InfeasibleError, InputError, StoppedError
+from uniap_tune.errors import InfeasibleError, InputError, StoppedError, TuneError
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import build_graph
+from uniap_tune.parallel import search_with
 from uniap_tune.plan import Plan
 from uniap_tune.problem import Status
 from uniap_tune.relax import memory_needed, relaxations
-from uniap_tune.search import Progress, SearchOptions, SearchResult, search
-from uniap_tune.solvers import AUTO, solver_named
+from uniap_tune.search import Candidate, Progress, SearchOptions, SearchResult, search
+from uniap_tune.simulate import recompute
+from uniap_tune.solvers import AUTO, COLUMNS, solve, solver_named
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Cluster, Job, Model, Position
 from uniap_tune.strategy import CAPABILITIES, Target
@@ -30,6 +32,8 @@ from uniap_tune.units import format_bytes
 # The part of a device's memory a plan may use when the user does not say [Empirical]: what allocators can hand out
 # before a run fails varies by a few percent between drivers and versions.
 DEFAULT_MEMORY_FRACTION = 0.95
+# The gap a plan is proven to; within it the simulated step decides.
+RERANK_GAP = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,21 +125,38 @@ def run(
     top: int = 1,
     deadline: Deadline | None = None,
     solver: str = AUTO,
+    near: float = RERANK_GAP,
+    jobs: int = 1,
     notify: Callable[[Progress], None] | None = None,
 ) -> Planning:
-    """Plan a request; see :func:`plan` for what it raises."""
+    """Plan a request; see :func:`plan` for what it raises.
+
+    Args:
+        request: what to plan.
+        top: how many different plans to return.
+        deadline: when to stop.
+        solver: ``auto``, ``highs`` or ``cbc``.
+        near: plans within this relative distance of the optimum are ranked by their simulated step.
+        jobs: processes.
+        notify: told of the progress (with one process).
+    """
     validate(request)
     space, pricer = build(request)
     options = SearchOptions(
-        top=top, deadline=deadline or Deadline(), solve=solver_named(solver), solver=solver, notify=notify
+        top=top,
+        window=near,
+        deadline=deadline or Deadline(),
+        solve=solver_named(solver),
+        solver=solver,
+        notify=notify,
     )
-    result = search(space, pricer, options)
+    result = search(space, pricer, options) if jobs == 1 else search_with(space, pricer, options, jobs)
     if result.status is Status.INFEASIBLE:
         raise _infeasible(request, space, pricer)
     if not result.candidates:
         raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
     inputs = request.describe()
-    plans = tuple(
+    plans = [
         assemble(
             candidate,
             graph=pricer.graph,
@@ -144,14 +165,59 @@ def run(
             job=request.job,
             target=request.target,
             memory_limit_bytes=request.memory_limit_bytes,
-            bound_s=result.bound_s if place == 0 else candidate.objective_s,
+            bound_s=result.bound_s,
             status=str(result.status),
             inputs=inputs,
             assumptions=assumptions(request),
         )
-        for place, candidate in enumerate(result.candidates[:top])
-    )
-    return Planning(request=request, plans=plans, result=result)
+        for candidate in _worth_showing(result, top, near)
+    ]
+    order = _by_simulation(plans, near)
+    return Planning(request=request, plans=tuple(plans[i] for i in order[:top]), result=result)
+
+
+def _worth_showing(result: SearchResult, top: int, near: float) -> list[Candidate]:
+    """The best ``top`` candidates and all that are near the best."""
+    best = result.candidates[0].objective_s
+    return [x for i, x in enumerate(result.candidates) if i < top or x.objective_s <= best * (1 + near)]
+
+
+def _by_simulation(plans: Sequence[Plan], near: float) -> list[int]:
+    """Order of the plans: those near the optimum by their simulated step, which sees what the closed form hides."""
+    last = plans[0].objective_s * (1 + near)
+
+    def rank(i: int) -> tuple[bool, float, int]:
+        is_near = plans[i].objective_s <= last
+        return (not is_near, plans[i].step_time_s if is_near else plans[i].objective_s, i)
+
+    return sorted(range(len(plans)), key=rank)
+
+
+def certify(planning: Planning) -> dict[str, Any]:
+    """Prove the optimum of the winner's (pp, c, family) a second time, by the method that did not find it.
+
+    Raises:
+        TuneError: the two methods disagree (a bug).
+    """
+    candidate = planning.result.candidates[0]
+    problem, found = candidate.formulation.problem, candidate.objective_s
+    by_milp = planning.result.solver == AUTO
+    second = solve(problem, "highs" if by_milp else COLUMNS)
+    checked = recompute(problem, candidate.assignment)
+    same = abs(second.objective_s - found) <= 1e-7 * found and abs(checked.objective_s - found) <= 1e-9 * found
+    if not same or not checked.feasible:
+        raise TuneError(
+            f"certificate: {found} s by one method, {second.objective_s} s by the other",
+            why=f"recomputed: {checked.objective_s} s, feasible: {checked.feasible}",
+            fix="please report this with the command and its inputs",
+        )
+    return {
+        "method": "master MILP on HiGHS" if by_milp else "stage columns",
+        "objective_s": second.objective_s,
+        "bound_s": second.bound_s,
+        "recomputed_objective_s": checked.objective_s,
+        "recomputed_feasible": checked.feasible,
+    }
 
 
 def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, Pricer]:

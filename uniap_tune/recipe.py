@@ -68,6 +68,10 @@ class Source(Protocol):
     def format(self) -> str:
         """What kind of recipe it is."""
 
+    @property
+    def name(self) -> str:
+        """Its path, as messages show it."""
+
     def rewritten(self, changes: Changes, cluster: Cluster, header: str) -> dict[str, str]:
         """The files of the recipe with the changes, by name; unrelated lines stay as they are, byte for byte.
 
@@ -77,6 +81,13 @@ class Source(Protocol):
 
     def originals(self) -> dict[str, str]:
         """The texts of the files as they are, by the names :meth:`rewritten` uses."""
+
+    def reread(self, files: Mapping[str, str]) -> Recipe:
+        """The recipe that these files are (by the names of :meth:`rewritten`).
+
+        Raises:
+            InputError: they are none.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +102,8 @@ class Recipe:
         runtime: properties of the training software that its arguments choose.
         hints: what it says about the cluster it was written for.
         expressible_zero: ZeRO stages its format can say.
+        manages_environment: its launcher sets the variables that the parallel settings need.
+        unsayable: arguments its format has no word for; the engine's own choice stands.
         notes: what was assumed or left open, one sentence each.
     """
 
@@ -103,21 +116,39 @@ class Recipe:
     runtime: Runtime
     hints: ClusterHints = field(default_factory=ClusterHints)
     expressible_zero: frozenset[int] = frozenset({0, 1, 2, 3})
+    manages_environment: bool = False
+    unsayable: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def facts(self, cluster: Cluster) -> MegatronFacts:
         """Its arguments as what the rules look at."""
-        return facts_of({name: argument.value for name, argument in self.arguments.items()}, self.environment, cluster)
+        values = {name: argument.value for name, argument in self.arguments.items()}
+        return self.facts_with(values, self.environment, cluster)
+
+    def facts_with(
+        self, arguments: Mapping[str, str | bool], environment: Mapping[str, str], cluster: Cluster
+    ) -> MegatronFacts:
+        """Other arguments for the same recipe as what the rules look at."""
+        return MegatronFacts(
+            arguments,
+            world=cluster.num_devices,
+            environment=environment,
+            single_queue=not self.manages_environment and cluster.device.generation != _BLACKWELL,
+        )
 
 
-def facts_of(arguments: Mapping[str, str | bool], environment: Mapping[str, str], cluster: Cluster) -> MegatronFacts:
-    """Arguments as what the rules look at."""
-    return MegatronFacts(
-        arguments,
-        world=cluster.num_devices,
-        environment=environment,
-        single_queue=cluster.device.generation != _BLACKWELL,
-    )
+def unsaid(before: Recipe, after: Recipe, changes: Changes) -> list[str]:
+    """What a recipe that was changed says other than the one before with the changes, one sentence each."""
+    wanted = {name: argument.value for name, argument in before.arguments.items() if name not in changes.removed}
+    wanted |= dict(changes.values)
+    said = {name: argument.value for name, argument in after.arguments.items()}
+    found = [f"--{name} would be left at {said[name]}" for name in said.keys() - wanted.keys()]
+    found += [f"--{name} would be missing" for name in wanted.keys() - said.keys()]
+    found += [f"--{name} would be {said[name]}" for name in said.keys() & wanted.keys() if said[name] != wanted[name]]
+    for name, value in changes.environment.items():
+        if after.environment.get(name) != value:
+            found.append(f"{name} would be {after.environment.get(name)}")
+    return sorted(found)
 
 
 def today_run(recipe: Recipe, cluster: Cluster) -> Run:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Protocol
 
 from uniap_tune.bounds import chain_bounds
 from uniap_tune.columns import Deadline
@@ -30,13 +32,21 @@ from uniap_tune.ties import simplify
 TIE = 1e-9
 
 
+class SharedValue(Protocol):
+    """A float shared between processes (``multiprocessing.Value``)."""
+
+    value: float
+
+    def get_lock(self) -> AbstractContextManager[object]:
+        """Its lock."""
+
+
 class Outcome(StrEnum):
     """How a (pp, c) ended."""
 
     SOLVED = "solved"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"
-    OPEN = "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +73,8 @@ class Candidate:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What makes two candidates different plans."""
-        return (self.pp, self.num_microbatches, self.family.name)
+        """What makes two candidates different plans: not recomputation alone."""
+        return (self.pp, self.num_microbatches, self.family.grid)
 
     @property
     def simplicity(self) -> tuple[int, ...]:
@@ -103,9 +113,19 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """``top``: how many different plans to prove best; ``notify`` is called after every entry."""
+    """How to search.
+
+    Attributes:
+        top: how many different plans to prove best.
+        window: find every plan within this relative distance of the best, too.
+        deadline: when to stop with the best plan so far.
+        solve: solves one problem.
+        solver: the name of ``solve``, for the certificate.
+        notify: called after every entry.
+    """
 
     top: int = 1
+    window: float = TIE
     deadline: Deadline = field(default_factory=Deadline)
     solve: Solve = field(default_factory=solver_named)
     solver: str = "auto"
@@ -126,37 +146,59 @@ class _Entry:
     refined: bool = field(compare=False, default=False)
 
 
-class _Search:
-    """The state of one search."""
+class Search:
+    """The state of one search, over all entries or (``share``: number, of how many) a part of them.
 
-    def __init__(self, space: Space, pricer: Pricer, options: SearchOptions) -> None:
+    ``limit`` is the best objective found elsewhere, shared between the parts.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        pricer: Pricer,
+        options: SearchOptions,
+        share: tuple[int, int] = (0, 1),
+        limit: SharedValue | None = None,
+    ) -> None:
         self.space, self.pricer, self.options = space, pricer, options
+        self.share, self.limit = share, limit
         self.best: dict[tuple[int, int, str], Candidate] = {}
         self.bounds: dict[tuple[int, int], float] = {}
         self.solved = 0
         self.pruned = 0
         self.queue: list[_Entry] = []
 
-    def run(self) -> SearchResult:
+    def run(self) -> bool:
+        """Solve or prune every entry; whether that was cut short."""
         self._fill()
         stopped = False
+        entry: _Entry | None = None
         try:
             while self.queue and self.queue[0].bound <= self._cutoff():
-                if self._step(heapq.heappop(self.queue)):
+                if self.best and self.options.deadline.is_over():
                     stopped = True
                     break
+                entry = heapq.heappop(self.queue)
+                self._step(entry)
+                entry = None
                 self._notify()
         except KeyboardInterrupt:
             stopped = True
+        if entry is not None:
+            self._prove(entry, entry.bound)
         self.pruned += len(self.queue)
         for entry in self.queue:
             self._prove(entry, entry.bound)
-        return self._result(stopped)
+        return stopped
 
     def _fill(self) -> None:
+        count = 0
         for pp in self.space.pipeline_sizes():
             for c in self.space.microbatch_counts():
                 for number, family in enumerate(self.space.families(pp, c)):
+                    count += 1
+                    if count % self.share[1] != self.share[0]:
+                        continue
                     bound = quick_bound(self.pricer, pp, c, family)
                     entry = _Entry(bound, pp, c, number, int(family.leading), family)
                     self.bounds.setdefault((pp, c), math.inf)
@@ -168,35 +210,36 @@ class _Search:
         """Entries whose bound is above this cannot be among the plans asked for."""
         values = sorted(candidate.objective_s for candidate in self.best.values())
         top = self.options.top
-        return values[top - 1] * (1 + TIE) if len(values) >= top else math.inf
+        if self.limit is not None and top == 1:
+            values = [min([self.limit.value, *values[:1]])]
+        if len(values) < top:
+            return math.inf
+        return max(values[top - 1] * (1 + TIE), values[0] * (1 + self.options.window))
 
-    def _step(self, entry: _Entry) -> bool:
-        """Solve or discard one entry; True when the time is over."""
+    def _step(self, entry: _Entry) -> None:
+        """Solve or discard one entry."""
         formulation = self._formulate(entry)
         bounds = chain_bounds(formulation.problem)
         if entry.leading and math.isinf(bounds.total):
             smallest = self._smallest_leading(entry)
             if smallest is not None:
                 heapq.heappush(self.queue, replace(entry, leading=smallest))
-            return False
+            return
         if bounds.total > self._cutoff():
             self.pruned += 1
             self._prove(entry, bounds.total)
             self._queue_next_leading(entry)
-            return False
+            return
         if not entry.refined and self.queue and bounds.total > self.queue[0].bound:
             # another entry may now be more promising, and may prune this one
             heapq.heappush(self.queue, replace(entry, bound=max(entry.bound, bounds.total), refined=True))
-            return False
+            return
         solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, bounds)
         if solution.assignment is not None:
             self._keep(entry, formulation, solution.assignment)
         self._prove(entry, max(entry.bound, solution.bound_s))
         self.solved += 1
-        if solution.status is Status.LIMIT and solution.bound_s < self._cutoff():
-            return True
         self._queue_next_leading(entry)
-        return False
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
@@ -205,6 +248,14 @@ class _Search:
         assignment = simplify(formulation.problem, assignment)
         value = evaluate(formulation.problem, assignment).objective_s
         candidate = Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value)
+        self.add(candidate)
+
+    def add(self, candidate: Candidate) -> None:
+        """Keep a candidate if it is the best of its kind."""
+        value = candidate.objective_s
+        if self.limit is not None:
+            with self.limit.get_lock():
+                self.limit.value = min(self.limit.value, value)
         known = self.best.get(candidate.key)
         if known is None or (value, candidate.simplicity) < (known.objective_s, known.simplicity):
             self.best[candidate.key] = candidate
@@ -249,7 +300,8 @@ class _Search:
             bound = min(best, self.queue[0].bound) if self.queue else best
             self.options.notify(Progress(self.solved, self.pruned, len(self.queue), best, bound))
 
-    def _result(self, stopped: bool) -> SearchResult:
+    def result(self, stopped: bool) -> SearchResult:
+        """The candidates, best first, and the certificate."""
         best = min((c.objective_s for c in self.best.values()), default=math.inf)
 
         def rank(candidate: Candidate) -> tuple[float, tuple[int, ...]]:
@@ -281,4 +333,5 @@ class _Search:
 
 def search(space: Space, pricer: Pricer, options: SearchOptions | None = None) -> SearchResult:
     """The best plan of a space, with its certificate. Ctrl-C and the deadline keep what was found."""
-    return _Search(space, pricer, options or SearchOptions()).run()
+    state = Search(space, pricer, options or SearchOptions())
+    return state.result(state.run())

@@ -12,6 +12,7 @@ from uniap_tune.columns import Deadline, DeadlineError
 from uniap_tune.problem import Problem, Solution, Status
 
 AUTO = "auto"
+COLUMNS = SOLVER
 
 
 class Formulation(StrEnum):

@@ -101,16 +101,18 @@ class Family:
         return tuple(dict.fromkeys(replace(s, recompute=Recompute.NONE) for s in self.blocks))
 
     @property
+    def grid(self) -> str:
+        """Its one grid in short form, without recompute, or how many strategies it has."""
+        grids = {replace(s, recompute=Recompute.NONE).describe() for s in self.blocks}
+        return grids.pop() if len(grids) == 1 else f"{len(self.blocks)} strategies"
+
+    @property
     def name(self) -> str:
-        """Short form for reports."""
-        grids = {(s.tp, s.cp, s.dp, s.zero) for s in self.blocks}
-        if len(grids) > 1:
-            return f"{len(self.blocks)} strategies"
-        text = replace(self.blocks[0], recompute=Recompute.NONE).describe()
+        """Its grid and how it recomputes."""
+        modes = {s.recompute for s in self.blocks}
         if self.leading:
-            return f"{text} rc-block"
-        mode = self.blocks[0].recompute
-        return text if mode is Recompute.NONE else f"{text} rc-{mode}"
+            return f"{self.grid} rc-block"
+        return self.grid if len(modes) > 1 or modes == {Recompute.NONE} else f"{self.grid} rc-{modes.pop()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from uniap_tune.planner import Planning, Request
     from uniap_tune.search import Progress
 
+# With --rank simulated, plans this much above the proven optimum are considered.
+_SIMULATED_WINDOW = 0.03
+
 NAME = "plan"
 HELP = "plan a training job and write its launch files"
 
@@ -33,17 +36,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best plan so far"
     )
+    parser.add_argument(
+        "--rank",
+        choices=("proven", "simulated"),
+        default="proven",
+        help="proven: the optimum (default); simulated: of plans within 3 percent of it, the shortest simulated step",
+    )
+    parser.add_argument("--certify", action="store_true", help="prove the optimum a second time by another method")
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes to search with")
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan, print, write."""
     from uniap_tune.errors import InfeasibleError
+    from uniap_tune.planner import certify
 
     started = time.perf_counter(), time.process_time()
     try:
         request = request_from(args)
         planning, prices = _plan(args, request)
+        certificate = certify(planning) if args.certify else None
     except InfeasibleError as error:
         if args.json:
             _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
@@ -52,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         write(planning, args.output, force=args.force)
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
-        _print_json(_document(planning, prices, spent, args.top))
+        document = _document(planning, prices, spent, args.top)
+        _print_json(document if certificate is None else {**document, "certificate": certificate})
     else:
         from uniap_tune.report import print_planning
 
@@ -64,13 +77,15 @@ def run(args: argparse.Namespace) -> int:
             shown=args.top,
             next_command=_next_command(args),
         )
+        if certificate is not None:
+            sys.stderr.write(f"certified by {certificate['method']}\n")
         sys.stderr.write(f"planned in {spent['wall_s']:.2f} s\n")
     return 0
 
 
 def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[str, float | None]]:
     from uniap_tune.columns import Deadline
-    from uniap_tune.planner import restriction_prices
+    from uniap_tune.planner import RERANK_GAP, restriction_prices
     from uniap_tune.planner import run as run_planner
     from uniap_tune.strategy import Target
 
@@ -80,6 +95,8 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
         top=max(args.top, 2),  # the runner-up is part of the answer
         deadline=deadline,
         solver=args.solver,
+        near=_SIMULATED_WINDOW if args.rank == "simulated" else RERANK_GAP,
+        jobs=args.jobs,
         notify=_progress(),
     )
     prices: dict[str, float | None] = {}
