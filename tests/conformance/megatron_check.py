@@ -62,7 +62,10 @@ import megatron.core.models.common.embeddings.rope_utils as rope_utils  # noqa: 
 import megatron.core.utils as core_utils  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+)
 from megatron.core.transformer.transformer_block import get_num_layers_to_build  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args, parse_args, validate_args  # noqa: E402
 
@@ -185,10 +188,14 @@ def parameters(args: Any, config: Any, stage: int) -> int:
     config.use_cpu_initialization = True
     # what layers without TransformerEngine and Apex cannot do, none of which has parameters
     config.sequence_parallel = config.persist_layer_norm = config.gradient_accumulation_fusion = False
+    config.moe_grouped_gemm = False
     config.context_parallel_size = 1
-    spec = get_gpt_layer_local_spec(
-        normalization=args.normalization, qk_layernorm=args.qk_layernorm, qk_l2_norm=args.qk_l2_norm
-    )
+    if args.num_experts:
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=args.normalization)
+    else:
+        spec = get_gpt_layer_local_spec(
+            normalization=args.normalization, qk_layernorm=args.qk_layernorm, qk_l2_norm=args.qk_l2_norm
+        )
     with torch.device("meta"):
         model = GPTModel(
             config,

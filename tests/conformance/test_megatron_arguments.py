@@ -72,8 +72,8 @@ def case(launch: Launch) -> dict[str, Any]:
     argv = []
     for name, value in document["MODEL_ARGS"].items():
         argv += [name] if value is True else [name, str(value)]
-    # without TransformerEngine there are no zero-centred norms, and no grouped experts
-    buildable = launch.model.norm is not Norm.LAYERNORM_1P and launch.model.moe is None
+    # without TransformerEngine there are no zero-centred norms, and no latent attention
+    buildable = launch.model.norm is not Norm.LAYERNORM_1P and launch.model.mla is None
     return {
         "argv": argv,
         "environment": document["ENV_VARS"],
@@ -219,12 +219,16 @@ def test_megatron_builds_the_parameters_of_each_stage(pair: tuple[Launch, dict[s
     launch, got = pair
     if not got["stage_parameters"]:
         pytest.skip("needs TransformerEngine")
-    model, tp = launch.model, launch.plan.strategies[0].tp
+    model, grid = launch.model, launch.plan.strategies[0]
+    tp = grid.tp
     padded = padded_vocabulary(model.vocab_size, tp)
     types = {layer.name: layer.type for layer in build_graph(model).layers}
     for index, parameters in got["stage_parameters"].items():
         stage = launch.plan.stages[int(index)]
-        count = sum(rank_parameters(model, types[name], tp, padded_vocab=padded) for name in stage.layers)
+        count = sum(
+            rank_parameters(model, types[name], tp, ep=grid.ep, etp=grid.etp, padded_vocab=padded)
+            for name in stage.layers
+        )
         if {"embedding", "head"} <= set(stage.layers):
             count -= rank_shared_parameters(model, tp, padded_vocab=padded)
         assert parameters == count
