@@ -14,6 +14,7 @@ import yaml
 
 from tests.launches import Launch, deepspeed_launches, launch, megatron_launches
 from uniap_tune import __version__
+from uniap_tune.adapters.recipes import read_recipe
 from uniap_tune.deepspeed.pipeline import read_split
 from uniap_tune.files import write_files
 from uniap_tune.render import EXECUTABLE
@@ -125,6 +126,22 @@ def test_the_megatron_script_passes_what_the_mapping_says(name: str, tmp_path: P
     assert argv[begin + 1 :] == [*expected, "--seed", "7"]
     fsdp = "--use-megatron-fsdp" in document["MODEL_ARGS"]
     assert answer["connections"] == (None if fsdp else document["ENV_VARS"]["CUDA_DEVICE_MAX_CONNECTIONS"])
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN_LAUNCHES if name.startswith("megatron")])
+def test_our_scripts_can_be_tuned_again(name: str, tmp_path: Path) -> None:
+    """The reader of other people's scripts finds in ours what was written, without running it."""
+    made = GOLDEN_LAUNCHES[name]
+    write_files(tmp_path, made.files())
+    recipe = read_recipe(str(tmp_path / "launch.sh"))
+    document = yaml.safe_load(made.files()["megatron_args.yaml"])
+    expected = {argument: value if value is True else str(value) for argument, value in document["MODEL_ARGS"].items()}
+    assert {f"--{argument}": found.value for argument, found in recipe.arguments.items()} == expected
+    assert document["ENV_VARS"].items() <= recipe.environment.items()
+    assert (recipe.hints.num_nodes, recipe.hints.devices_per_node) == (
+        made.cluster.num_nodes,
+        made.cluster.devices_per_node,
+    )
 
 
 def test_megatron_data_and_tokenizer_come_from_the_environment(tmp_path: Path) -> None:
