@@ -64,7 +64,9 @@ class ListSource:
                     raise InputError(f"{where}: --{item.name} must go", fix="delete it by hand")
                 editor.replace(0, *span, "")
         (text,) = editor.texts()
-        lines = [line for line in text.splitlines(keepends=True) if not line.startswith(_COMMENT)]
+        stale = (_COMMENT, *(f"# {name}=" for name in changes.environment))
+        stale += tuple(f"# unset {name}" for name in changes.environment)
+        lines = [line for line in text.splitlines(keepends=True) if not line.startswith(stale)]
         if lines and not lines[-1].endswith("\n"):
             lines[-1] += "\n"
         lines += [" ".join(shlex.quote(word) for word in words) + "\n" for words in shown(added)]

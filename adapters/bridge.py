@@ -122,12 +122,18 @@ def _read(file: SourceFile, function: str, overrides: tuple[tuple[tuple[str, ...
         del arguments["seq-length"], arguments["max-position-embeddings"], arguments["padded-vocab-size"]
         arguments["vocab-size"] = Argument("vocab-size", (str(model.vocab_size),), base[1])
     for path, setting in settings.items():
-        for name, meaning in _meaning(path, setting.value).items():
+        meanings = _unknown_meaning(path) if setting.unknown else _meaning(path, setting.value)
+        for name, meaning in meanings.items():
             if meaning is None:
                 arguments.pop(name, None)
             else:
                 values = () if meaning is True else (str(meaning),)
                 arguments[name] = Argument(name, values, setting.where, setting.unknown)
+    if base[0] and "num-layers" not in arguments:
+        raise InputError(
+            f"{base[1]}: the model {printable(base[0])[:60]} is not one of those that ship with uniap-tune",
+            fix="give its sizes as overrides: model.num_layers=…, model.hidden_size=…",
+        )
     notes = () if "vocab-size" in arguments else ("the recipe names no vocabulary size: GPT-2's is taken",)
     return build_recipe(
         file.path,
@@ -161,6 +167,19 @@ def _meaning(path: tuple[str, ...], value: str) -> dict[str, str | bool | None]:
     if path[1] == "num_query_groups":
         return {"num-query-groups": None, "group-query-attention": None}
     return {KEYS[path[1]]: None} if path[1] in KEYS and value.lower() in ("none", "null") else {}
+
+
+def _unknown_meaning(path: tuple[str, ...]) -> dict[str, str | bool | None]:
+    """The argument whose value is not known."""
+    key = path[-1]
+    if path[0] == "train" and key in _TRAIN:
+        return {_TRAIN[key]: "unknown"}
+    if path in _SEQUENCE:
+        return {"seq-length": "unknown"}
+    if len(path) != 2 or path[0] != "model":
+        return {}
+    name = KEYS.get(key) or (SWITCHES[key][0] if key in SWITCHES else "")
+    return {name: "unknown"} if name else {}
 
 
 def _sharding(key: str, value: str) -> dict[str, str | bool | None]:
@@ -220,10 +239,7 @@ def _base_model(base: tuple[str, str]) -> Model | None:
     try:
         return read_model(name)
     except InputError:
-        raise InputError(
-            f"{base[1]}: the model {printable(base[0])[:60]} is not one of those that ship with uniap-tune",
-            fix="give its sizes as overrides: model.num_layers=…, model.hidden_size=…",
-        ) from None
+        return None
 
 
 def _from_yaml(file: SourceFile) -> tuple[tuple[tuple[str, ...], str], ...]:

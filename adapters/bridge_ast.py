@@ -23,6 +23,14 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+_COMPARE: Mapping[type[ast.cmpop], Callable[[int, int], bool]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +189,21 @@ class _Reader:
             case ast.Dict(keys=keys, values=values):
                 found = Config()
                 for key, item in zip(keys, values, strict=True):
-                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    if key is None:  # {**other}
+                        found.put((), self.value(item, scope))
+                    elif isinstance(key, ast.Constant) and isinstance(key.value, str):
                         found.put((key.value,), self.value(item, scope))
                 return found
             case ast.BinOp(left=left, op=sign, right=right) if type(sign) in _ARITHMETIC:
                 return self.arithmetic(node, self.value(left, scope), sign, self.value(right, scope))
+            case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARE:
+                return self.comparison(node, self.value(left, scope), sign, self.value(right, scope))
             case ast.List(elts=items):
                 texts = [
                     inner.value for inner in (self.value(item, scope) for item in items) if isinstance(inner, Setting)
                 ]
                 return Setting(" ".join(texts), where)
-        return Setting("unknown", where, f"the expression at {where}")
+        return self.unknown(node)
 
     def attribute(self, node: ast.Attribute, scope: Scope) -> Value:
         """``cfg.model.seq_length`` as it was set, else the last name (``torch.bfloat16``, ``F.silu``)."""
@@ -209,15 +221,21 @@ class _Reader:
         return Setting(node.attr, self.where(node))
 
     def arithmetic(self, node: ast.expr, left: Value, sign: ast.operator, right: Value) -> Setting:
-        where = self.where(node)
-        texts = [side.value if isinstance(side, Setting) else "" for side in (left, right)]
-        if all(text.isascii() and text.isdecimal() and len(text) < 16 for text in texts):
-            a, b = (int(text) for text in texts)
-            if not (isinstance(sign, ast.FloorDiv) and b == 0):
-                result = _ARITHMETIC[type(sign)](a, b)
-                if abs(result) < _LARGEST:
-                    return Setting(str(result), where)
-        return Setting("unknown", where, f"the expression at {where}")
+        numbers = _numbers(left, right)
+        if numbers is not None and not (isinstance(sign, ast.FloorDiv) and numbers[1] == 0):
+            result = _ARITHMETIC[type(sign)](*numbers)
+            if abs(result) < _LARGEST:
+                return Setting(str(result), self.where(node))
+        return self.unknown(node)
+
+    def comparison(self, node: ast.expr, left: Value, sign: ast.cmpop, right: Value) -> Setting:
+        numbers = _numbers(left, right)
+        if numbers is None:
+            return self.unknown(node)
+        return Setting(str(_COMPARE[type(sign)](*numbers)), self.where(node))
+
+    def unknown(self, node: ast.expr) -> Setting:
+        return Setting("unknown", self.where(node), f"the expression at {self.where(node)}")
 
     def called(self, node: ast.Call, scope: Scope) -> Value:
         given: Scope = {}
@@ -246,6 +264,14 @@ class _Reader:
         for key, value in given.items():
             found.put((key,) if is_container else _flat(key), value)
         return found
+
+
+def _numbers(left: Value, right: Value) -> tuple[int, int] | None:
+    """Two whole numbers, if both are."""
+    texts = [side.value if isinstance(side, Setting) else "" for side in (left, right)]
+    if not all(text.isascii() and text.isdecimal() and len(text) < 16 for text in texts):
+        return None
+    return int(texts[0]), int(texts[1])
 
 
 def _flat(key: str) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def _typed(argument: Argument) -> object:
         InputError: not known, or not a value of this argument.
     """
     name, value = argument.name, argument.value
-    if argument.unknown and name not in SWITCHES:
+    if argument.unknown:
         raise InputError(
             f"{argument.where}: the value of --{name} is not known",
             why=f"it depends on {argument.unknown}",

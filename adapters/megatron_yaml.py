@@ -82,7 +82,4 @@ def read_model_config(document: YamlText) -> Recipe:
             values = () if value == "true" else (value,)
             reason = f"{value} at {document.where(path)}" if "${" in value else ""
             arguments[name] = Argument(name, values, document.where(path), reason)
-    for path, listed in document.lists.items():
-        if path[0] == _ARGUMENTS and len(path) == 2 and path[1].startswith("--"):
-            arguments[path[1][2:]] = Argument(path[1][2:], tuple(listed), document.file.name)
     return build_recipe(document.file.path, ModelConfigSource(document), arguments, environment=environment)

@@ -23,7 +23,7 @@ _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n",
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key with a plain value: where key and value are written (``end`` of an empty value is its start)."""
+    """A key with a plain value, or a list of them joined by blanks: where key and value are written."""
 
     path: tuple[str, ...]
     value: str
@@ -39,7 +39,6 @@ class YamlText:
 
     file: SourceFile
     entries: dict[tuple[str, ...], Entry]
-    lists: dict[tuple[str, ...], list[str]]
     mappings: dict[tuple[str, ...], tuple[int, bool]]
 
     def where(self, path: tuple[str, ...]) -> str:
@@ -62,7 +61,7 @@ def parse_yaml_text(file: SourceFile) -> YamlText:
     if len(file.text) > MAX_BYTES:
         raise InputError(f"{file.name}: larger than {MAX_BYTES // 1024} KiB", fix="give a configuration file")
     root = compose_yaml(file.text, file.name)
-    document = YamlText(file, {}, {}, {})
+    document = YamlText(file, {}, {})
     _collect(document, root, ())
     return document
 
@@ -76,16 +75,19 @@ def _collect(document: YamlText, node: yaml.MappingNode, path: tuple[str, ...]) 
         inner = (*path, key.value)
         if isinstance(value, yaml.MappingNode):
             _collect(document, value, inner)
-        elif isinstance(value, yaml.SequenceNode):
-            document.lists[inner] = [str(v.value) for v in value.value if isinstance(v, yaml.ScalarNode)]
         else:
+            is_list = isinstance(value, yaml.SequenceNode)
+            items = [item.value for item in value.value if isinstance(item, yaml.ScalarNode)] if is_list else []
+            start, end = value.start_mark.index, value.end_mark.index
+            while end > start and document.file.text[end - 1].isspace():
+                end -= 1  # what spans lines ends behind its last one
             document.entries[inner] = Entry(
                 inner,
-                value.value,
-                value.style is not None,
+                " ".join(items) if is_list else value.value,
+                is_list or value.style is not None,
                 key.start_mark.index,
-                value.start_mark.index,
-                value.end_mark.index,
+                start,
+                end,
             )
 
 
@@ -163,7 +165,4 @@ class YamlEditor:
         """Where the plain entries of a mapping end."""
         for key, entry in self._document.entries.items():
             if key[:-1] == path:
-                end = entry.end
-                while end > entry.start and self._document.file.text[end - 1] in "\r\n \t":
-                    end -= 1  # a block scalar ends behind its last line
-                yield end
+                yield entry.end

@@ -75,6 +75,7 @@ MODEL_SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "moe-shared-expert-gate": ("moe_shared_expert_gate", True),
         "bf16": ("bf16", True),
         "fp16": ("fp16", True),
+        "init-model-with-meta-device": ("init_model_with_meta_device", True),
         "tp-comm-overlap": ("tp_comm_overlap", True),
         "overlap-moe-expert-parallel-comm": ("overlap_moe_expert_parallel_comm", True),
         "account-for-embedding-in-pipeline-split": ("account_for_embedding_in_pipeline_split", True),

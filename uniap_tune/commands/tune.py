@@ -46,17 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="overrides of a Megatron-Bridge recipe",
     )
     parser.add_argument("--execute", action="store_true", help="run the script, with a stand-in for its launcher")
-    parser.add_argument(
-        "--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1"
-    )
+    parser.add_argument("--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1")
     parser.add_argument("--max", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8")
     parser.add_argument("--forbid", action="append", default=[], metavar="KNOB=V", help="e.g. recompute=full")
     parser.add_argument(
         "--memory-fraction", type=fraction, metavar="F", help="part of each device's memory a plan may use"
     )
-    parser.add_argument(
-        "--time-limit", type=seconds, metavar="S", help="stop after S seconds with what was found"
-    )
+    parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with what was found")
 
 
 def run(args: argparse.Namespace) -> int:
