@@ -167,6 +167,13 @@ def test_plans_shown_are_those_found(
     assert grids[0] == grids[1]
 
 
+def test_the_python_example_runs() -> None:
+    (example,) = fenced(ROOT / "README.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["plan"].status == "optimal"
+
+
 # -- solve.md ----------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +219,7 @@ def test_keys_of_a_problem_are_documented() -> None:
 @pytest.mark.parametrize("target", ["megatron", "any"])
 def test_every_key_of_a_plan_is_documented(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     job = ["--cluster", "1x4:a100-40gb", "--global-batch", "8", "--seq-length", "1024"]
-    assert cli.main(["plan", "gpt2", *job, "--target", target, "--top", "2", "--json"]) == ExitCode.OK
+    assert cli.main(["plan", "gpt2", *job, "--target", target, "--top", "2", "--certify", "--json"]) == ExitCode.OK
     data = json.loads(capsys.readouterr().out)
     text = read(DOCS / "reference/plan.md")
     assert {key for key in plan_keys(data) if f"`{key}`" not in text} == set()
@@ -224,6 +231,7 @@ def plan_keys(data: dict[str, Any]) -> Iterator[str]:
     yield from data["inputs"]
     yield from data["solver"]
     yield from data["solver"]["pairs"][0]
+    yield from data["certificate"]
     for stage in data["stages"]:
         yield from stage
         for name in ("time", "step", "memory"):
