@@ -95,9 +95,10 @@ def _uneven(
     blocks = list(types[1:-1])
     fixed = (first or 0) + (last or 0)
     others = pp - bool(first) - bool(last)
-    if fixed >= len(blocks) or others < 1 or (len(blocks) - fixed) % others:
+    left = len(blocks) - fixed
+    if left < others or others < 0 or (left % others if others else left):
         raise InputError("first and last stages leave layers that do not divide evenly", fix="correct their layers")
-    even = (len(blocks) - fixed) // others
+    even = left // others if others else 0
     sizes = [first or even, *[even] * (pp - 2), last or even]
     cuts = [sum(sizes[:i]) for i in range(pp + 1)]
     parts = [blocks[cuts[i] : cuts[i + 1]] for i in range(pp)]

@@ -14,6 +14,7 @@ from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.parts import LayerCost
 from uniap_tune.cost.runtime import Runtime
+from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.schedule import Schedule, chunks_in_flight, step_seconds
 from uniap_tune.spec import Cluster, Job, Model
@@ -184,12 +185,20 @@ def uniform_chunks(
 
     Where only the blocks with embedding and head divide evenly, those two count as a layer each (Megatron's
     ``--account-for-embedding-in-pipeline-split`` and ``--account-for-loss-in-pipeline-split``).
+
+    Raises:
+        InputError: more chunks than layers.
     """
     parts = pp * virtual_stages
     blocks = [layer for layer in types if layer.kind is LayerKind.BLOCK]
     if len(blocks) % parts and len(types) % parts == 0:
         size = len(types) // parts
         return tuple(grouped(types[i * size : (i + 1) * size], strategy) for i in range(parts))
+    if parts > len(blocks):
+        raise InputError(
+            f"{pp} stages of {virtual_stages} virtual stages are too many for {len(blocks)} layers",
+            fix="use fewer stages or virtual stages",
+        )
     sizes = [len(blocks) // parts + (1 if i < len(blocks) % parts else 0) for i in range(parts)]
     cuts = [sum(sizes[:i]) for i in range(parts + 1)]
     parted: list[list[LayerType]] = [list(blocks[cuts[i] : cuts[i + 1]]) for i in range(parts)]
