@@ -23,7 +23,7 @@ from .bridge_ast import Setting, read_settings
 from .documents import printable
 from .huggingface import read_model
 from .megatron import build_recipe
-from .nemo_keys import KEYS, SWITCHES, as_arguments
+from .nemo_keys import KEYS, SWITCHES, as_arguments, switch_text
 from .source_text import SourceFile, read_source
 from .yaml_text import parse_yaml_text, scalar
 
@@ -66,11 +66,12 @@ class BridgeSource:
         """The overrides as YAML, and as words for the command line."""
         overrides = dict(self.overrides)
         for name, value in changes.values.items():
-            overrides[_path(name, self)] = "true" if value is True else str(value)
+            path = _path(name, self)
+            overrides[path] = switch_text(path[-1], on=True) if value is True else str(value)
         for name in sorted(changes.removed):
             path = _path(name, self)
             is_switch = name in DDP_SWITCHES or any(name == switch for switch, _ in SWITCHES.values())
-            overrides[path] = "false" if is_switch else "null"
+            overrides[path] = switch_text(path[-1], on=False) if is_switch else "null"
         stem = self.function or self.file.path.stem
         return {
             f"{stem}.overrides.yaml": f"# Tuned by uniap-tune {header}\n{_nested(overrides)}",

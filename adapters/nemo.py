@@ -12,7 +12,7 @@ from uniap_tune.recipe import Argument, Changes, ClusterHints, Recipe
 from uniap_tune.spec import Cluster
 
 from .megatron import build_recipe
-from .nemo_keys import KEYS, SWITCHES, as_arguments
+from .nemo_keys import KEYS, SWITCHES, as_arguments, switch_text
 from .source_text import SourceFile
 from .yaml_text import YamlEditor, YamlText, parse_yaml_text, scalar
 
@@ -70,13 +70,15 @@ class NemoSource:
             if name == "use-distributed-optimizer":
                 editor.set(("model", "optim", "name"), _SHARDED[0])
             else:
-                editor.set(self._key(name), "True" if value is True else scalar(str(value)))
+                path = self._key(name)
+                editor.set(path, switch_text(path[-1], on=True).title() if value is True else scalar(str(value)))
         for name in sorted(changes.removed):
             if name == "use-distributed-optimizer":
                 editor.set(("model", "optim", "name"), _PLAIN_ADAM)
             else:
                 is_switch = any(name == switch for switch, _ in SWITCHES.values())
-                editor.set(self._key(name), "False" if is_switch else "null")
+                path = self._key(name)
+                editor.set(path, switch_text(path[-1], on=False).title() if is_switch else "null")
         for key, number in (("num_nodes", cluster.num_nodes), ("devices", cluster.devices_per_node)):
             entry = self.document.entries.get(("trainer", key))
             if entry is not None and entry.value.isdecimal() and int(entry.value) != number:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from uniap_tune.mcore import MODEL_FIELDS, MODEL_SWITCHES
+from uniap_tune.mcore import DDP_SWITCHES, MODEL_FIELDS, MODEL_SWITCHES
 
 # Names of NeMo's model section that are not megatron-core's.
 _OWN = {
@@ -75,3 +75,9 @@ def as_arguments(key: str, value: str) -> dict[str, str | bool]:
     if not name or (name == "num-virtual-stages-per-pipeline-rank" and value == "1"):
         return {}
     return {name: value}
+
+
+def switch_text(key: str, *, on: bool) -> str:
+    """What a key must say for the switch it stands for to be on or off: ``true`` or ``false``."""
+    means = SWITCHES[key][1] if key in SWITCHES else next((m for f, m in DDP_SWITCHES.values() if f == key), True)
+    return "true" if on is means else "false"
