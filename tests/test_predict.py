@@ -100,6 +100,20 @@ def test_a_tiny_megatron_run_is_counted_to_the_mebibyte():
     assert prediction.peak_memory_bytes == pytest.approx(1900.2e6, abs=8 * MIB)
 
 
+def test_megatron_stages_of_their_own_size():
+    four = megatron_record(
+        pipeline_model_parallel_size=4, decoder_first_pipeline_num_layers=2, decoder_last_pipeline_num_layers=2
+    )
+    assert [sum(layers.count for layers in chunk) for chunk in read_run(four).chunks] == [3, 4, 4, 3]
+    two = megatron_record(decoder_first_pipeline_num_layers=5, decoder_last_pipeline_num_layers=7)
+    assert [sum(layers.count for layers in chunk) for chunk in read_run(two).chunks] == [6, 8]
+    with pytest.raises(TuneError, match="do not divide evenly"):
+        read_run(megatron_record(decoder_first_pipeline_num_layers=12))
+    absurd = megatron_record(pipeline_model_parallel_size=10**9)
+    with pytest.raises(TuneError, match="too many for 12 layers"):
+        read_run({**absurd, "num_gpus": None})
+
+
 def test_the_distributed_optimizer_of_a_megatron_run():
     plain = predict(read_run(megatron_record())).steady_memory_bytes
     sharded = predict(read_run(megatron_record(use_distributed_optimizer=True))).steady_memory_bytes
@@ -186,6 +200,7 @@ VALUES: list[object] = [
     None,
     -1,
     0,
+    10**9,
     10**15,
     0.5,
     "",
