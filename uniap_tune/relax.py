@@ -106,13 +106,20 @@ def _batch_change(space: Space, job: Job, fits: _Fits) -> Iterator[str]:
 
 
 def _device_change(space: Space, cluster: Cluster, fits: _Fits) -> Iterator[str]:
-    """More nodes, by doubling."""
-    nodes = cluster.num_nodes
-    for _ in range(_MOST_DOUBLINGS):
-        nodes *= 2
-        if fits(replace(space, cluster=replace(cluster, num_nodes=nodes))):
-            yield f"{nodes * cluster.devices_per_node} devices ({nodes} nodes) instead of {cluster.num_devices}"
+    """The fewest nodes: doubled until it fits, then halved between the last two."""
+
+    def enough(nodes: int) -> bool:
+        return fits(replace(space, cluster=replace(cluster, num_nodes=nodes)))
+
+    low, high = cluster.num_nodes, 2 * cluster.num_nodes
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > cluster.num_nodes << _MOST_DOUBLINGS:
             return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    yield f"{high * cluster.devices_per_node} devices ({high} nodes) instead of {cluster.num_devices}"
 
 
 def _sequence_change(space: Space, job: Job, fits: _Fits) -> Iterator[str]:

@@ -15,6 +15,7 @@ import pytest
 from tests.benchmarks import instances
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.registry import read_model
+from uniap_tune.bounds import chain_bounds
 from uniap_tune.chain import solve_chain
 from uniap_tune.columns import Deadline
 from uniap_tune.planner import Request, build
@@ -68,6 +69,31 @@ def bench_full_search(model: str, cluster: str, batch: int, length: int, most: f
     assert seconds <= most
     assert pricing <= 2.0
     assert peak < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "most"),
+    [
+        ("48 different layers", lambda stages, c: instances.swin_like(stages, c=c), 2.0),
+        ("encoder-decoder", lambda stages, c: instances.t5_like(stages, c=c), 5.0),
+    ],
+)
+def bench_outer_search(name: str, make: Callable[[int, int], Problem], most: float) -> None:
+    """Every (stages, micro-batches) on 32 devices: bounds first, then best first with the incumbent as cut-off."""
+    problems = instances.outer(make, 32, 64)
+
+    def best() -> float:
+        bounded = sorted(((chain_bounds(p), p) for p in problems), key=lambda item: item[0].total)
+        found = float("inf")
+        for bounds, problem in bounded:
+            if bounds.total < found:
+                solution = solve_chain(problem, cutoff=found, bounds=bounds)
+                found = min(found, solution.objective_s)
+        return found
+
+    seconds = cpu(best)
+    print(f"\n{name}, {len(problems)} pairs: {seconds:.2f} s")
+    assert seconds <= most
 
 
 SINGLE = [

@@ -6,6 +6,9 @@ time for memory the way tensor parallelism, ZeRO and recomputation do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from uniap_tune.problem import EdgeTable, LayerTable, Problem
@@ -44,6 +47,39 @@ def chain(tables: list[LayerTable], stages: int, c: int, tightness: float, rng: 
     fast = sum(float(t.bytes_in_flight(flight)[np.argmin(t.time_s)]) for t in tables) / stages
     limit = lean + tightness * (fast - lean)
     return Problem(stages, c, Schedule.ONE_F_ONE_B, limit, num_layouts, tuple(tables), edges)
+
+
+def rescaled(problem: Problem, work: float, share: float) -> Problem:
+    """The same layers with ``work`` times the micro-batch (seconds, activations) and ``share`` times the states."""
+    tables = {
+        id(t): LayerTable(
+            t.layout,
+            t.time_s * work,
+            t.step_time_s * share,
+            t.static_bytes * share,
+            t.microbatch_bytes * work,
+            t.transient_bytes,
+            t.step_bytes,
+        )
+        for t in problem.layers
+    }
+    edge = problem.edges[0]
+    moved = (edge.reshard_s * work, edge.send_s * work)
+    edges = tuple(EdgeTable(e.source, e.target, *moved) for e in problem.edges)
+    layers = tuple(tables[id(t)] for t in problem.layers)
+    return replace(problem, layers=layers, edges=edges)
+
+
+def outer(make: Callable[[int, int], Problem], devices: int, batch: int) -> list[Problem]:
+    """One problem for each (stages, micro-batches) of a job: less work a micro-batch, more states a device, as the
+    pipeline gets deeper; one memory limit for all."""
+    limit = make(8, 32).memory_limit_bytes
+    found = []
+    for stages in (1, 2, 4, 8, 16, 32):
+        for c in (d for d in range(1, batch + 1) if batch % d == 0):
+            problem = rescaled(make(stages, c), (stages / 8) * (32 / c) * (32 / devices), stages / 8)
+            found.append(replace(problem, memory_limit_bytes=limit))
+    return found
 
 
 def all_different(n: int, stages: int, num_strategies: int, *, c: int = 64, seed: int = 0) -> Problem:

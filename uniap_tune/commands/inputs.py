@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from uniap_tune.spec import Cluster, Precision
 
 _TARGETS = ("megatron", "deepspeed", "any")
+# FlashAttention-2 and cuDNN's fused attention need Ampere (their release notes); before it scores are materialized.
+_WITHOUT_FUSED_ATTENTION = ("pascal", "volta", "turing")
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4")
 
 
@@ -56,7 +58,7 @@ def request_from(args: argparse.Namespace) -> Request:
         seq_length=args.seq_length,
         precision=_precision(args, cluster),
         optimizer=OptimizerName(args.optimizer),
-        flash_attention=not args.no_flash_attention,
+        flash_attention=not args.no_flash_attention and cluster.device.generation not in _WITHOUT_FUSED_ATTENTION,
     )
     return Request(
         model=model,

@@ -123,12 +123,15 @@ def _next_command(args: argparse.Namespace) -> str:
 def write(planning: Planning, folder: Path, *, force: bool) -> None:
     """plan.json and the launch files of the best plan."""
     from uniap_tune.files import write_files
-    from uniap_tune.render import EXECUTABLE, render
+    from uniap_tune.render import EXECUTABLE, LAUNCH_FILES, render
 
     request = planning.request
     files = {"plan.json": planning.plan.to_json()}
     files |= render(planning.plan, request.model, request.cluster, request.job)
     write_files(folder, files, force=force, executable=EXECUTABLE)
+    if force:  # files of an earlier plan that this one does not have would be mistaken for its own
+        for name in sorted(LAUNCH_FILES - set(files)):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _progress() -> Callable[[Progress], None] | None:

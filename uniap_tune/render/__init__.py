@@ -9,9 +9,11 @@ from uniap_tune.render.megatron import megatron_files
 from uniap_tune.spec import Cluster, Job, Model
 from uniap_tune.strategy import Target
 
-__all__ = ["EXECUTABLE", "render"]
+__all__ = ["EXECUTABLE", "LAUNCH_FILES", "render"]
 
 EXECUTABLE = frozenset({"launch.sh"})
+# Every name render() may give a file.
+LAUNCH_FILES = frozenset({"launch.sh", "megatron_args.yaml", "ds_config.json", "pipeline_split.json"})
 
 
 def render(plan: Plan, model: Model, cluster: Cluster, job: Job) -> dict[str, str]:
