@@ -72,8 +72,8 @@ class MegatronFacts:
 
     @property
     def etp(self) -> int:
-        """Tensor-parallel degree of the experts, by default that of attention."""
-        return self.count("expert-tensor-parallel-size", self.tp)
+        """Tensor-parallel degree of the experts, by default that of attention; 1 without experts."""
+        return self.count("expert-tensor-parallel-size", self.tp) if "num-experts" in self.arguments else 1
 
     @property
     def dp(self) -> int:
