@@ -37,8 +37,10 @@ def solve_master(
 ) -> Solution:
     """The optimum of a chain by the master problem. ``cutoff`` as in :func:`uniap_tune.chain.solve_chain`."""
     name = str(solver)
+    if problem.num_stages > problem.num_layers:
+        return infeasible(name)
     bounds = bounds or chain_bounds(problem)
-    if problem.num_stages > problem.num_layers or math.isinf(bounds.total):
+    if math.isinf(bounds.total):
         return infeasible(name)
     deadline = Deadline.after(limits.seconds)
     for step in _STEPS:
