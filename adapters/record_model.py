@@ -46,13 +46,6 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
     ffn = count(fields, "intermediate_size", "ffn", "ffn_hidden_size") or 4 * hidden
     gated = _is_gated(fields, hidden, ffn, assumptions)
     gpt = not gated and "rope" not in text(fields, "position")
-    head_dim = count(fields, "head_dim", "kv_channels")
-    if head_dim is None:
-        if hidden % heads:
-            raise InputError(
-                f"record's hidden size {hidden} is not a multiple of its {heads} heads", fix="add head_dim"
-            )
-        head_dim = hidden // heads
     mla = _latent(fields, name, assumptions)
     seq = required({**fields, **record}, "seq_length", "seq", "sequence_length")
     tied = flag(fields, "tie_word_embeddings")
@@ -65,7 +58,7 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
         ffn_size=ffn,
         num_heads=heads,
         num_kv_heads=heads if mla else count(fields, "num_key_value_heads", "kv_heads") or heads,
-        head_dim=head_dim,
+        head_dim=_head_dim(fields, hidden, heads),
         vocab_size=_vocabulary(fields, assumptions),
         norm=Norm.LAYERNORM if gpt else Norm.RMSNORM,
         norm_bias=gpt,
@@ -84,6 +77,13 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
         mtp_layers=_extra_predictions(record),
     )
     return RecordModel(model, seq, tuple(assumptions))
+
+
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
+    stated = count(fields, "head_dim", "kv_channels")
+    if stated is None and hidden % heads:
+        raise InputError(f"record's hidden size {hidden} is not a multiple of its {heads} heads", fix="add head_dim")
+    return stated or hidden // heads
 
 
 def family_of(name: str) -> str:
