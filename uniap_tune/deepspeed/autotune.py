@@ -16,7 +16,7 @@ from uniap_tune.columns import Deadline
 from uniap_tune.deepspeed import launch
 from uniap_tune.deepspeed.check import Case, check_cases
 from uniap_tune.deepspeed.understand import Understanding, results_folder, understand
-from uniap_tune.errors import InputError
+from uniap_tune.errors import InfeasibleError, InputError
 from uniap_tune.explain import grid
 from uniap_tune.files import write_files
 from uniap_tune.plan import Plan, plan_from_dict
@@ -89,7 +89,13 @@ def run(runner: Any, launcher: Any, argv: Sequence[str], *, device_count: Callab
 def _plan(known: Understanding, command: launch.Command, folder: Path, deadline: Deadline) -> Outcome:
     request = known.request
     found = _earlier(folder / PLAN, request.describe()["hash"])
-    plan = found or run_planner(request, deadline=deadline).plan
+    try:
+        plan = found or run_planner(request, deadline=deadline).plan
+    except InfeasibleError as error:  # what the script cannot do has a part in it
+        limits = "; ".join(f"{name}: {text}" for name, text in known.notes if name in ("script", "recompute", "tensor"))
+        raise InfeasibleError(
+            error.what, why=f"{error.why} ({limits})", fix=error.fix, relaxations=error.relaxations
+        ) from error
     recompute = any(s.recompute is Recompute.FULL for s in plan.strategies)
     planned = deepspeed_config(plan, request.model, request.job)
     if known.pipeline:

@@ -1,0 +1,55 @@
+"""CPU time that the hook of ``uniap-tune deepspeed enable`` adds to the start of a plain Python.
+
+Run with ``pytest -o python_files='bench_*.py' tests/benchmarks/bench_deepspeed_hook.py -s``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from uniap_tune.deepspeed.activation import FILE, LINE
+
+PAIRS = 80
+MOST_SECONDS = 0.001
+
+
+def cpu_seconds(python: str) -> float:
+    """User and system time of ``python -c pass``, in clock ticks far finer than the limit (getrusage)."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        process = subprocess.Popen([python, "-c", "pass"])
+        _, _, usage = os.wait4(process.pid, 0)
+        os.write(writing, repr(usage.ru_utime + usage.ru_stime).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return float(text)
+
+
+@pytest.mark.benchmark
+def test_the_hook_adds_less_than_a_millisecond(tmp_path: Path) -> None:
+    venv.create(tmp_path, symlinks=True)
+    paths = {"base": str(tmp_path), "platbase": str(tmp_path)}
+    line = Path(sysconfig.get_path("purelib", "venv", paths)) / FILE
+    python = str(Path(sysconfig.get_path("scripts", "venv", paths)) / Path(sys.executable).name)
+    differences = []
+    for _ in range(PAIRS):
+        line.unlink(missing_ok=True)
+        without = cpu_seconds(python)
+        line.write_text(LINE, encoding="utf-8")
+        differences.append(cpu_seconds(python) - without)
+    added = statistics.median(differences)
+    print(f"the hook adds {added * 1e3:.2f} ms of CPU time (median of {PAIRS} pairs)")
+    assert added <= MOST_SECONDS
