@@ -86,6 +86,12 @@ def _solve(
     return Solution(answer.status, assignment, value, min(bound, value), str(solver))
 
 
+def _largest(problem: Problem, columns: list[list[Column]]) -> float:
+    """Seconds of the slowest column or link: the scale where the bound is zero."""
+    stages = [float(max(column.t.max(), column.g.max())) for stage in columns for column in stage]
+    return max([*stages, *(float(edge.send_s.max()) for edge in problem.chain_edges.values())])
+
+
 class _Master:
     """The PuLP model of one set of columns."""
 
@@ -93,7 +99,8 @@ class _Master:
         self.problem = problem
         self.columns = columns
         self.lp = pulp.LpProblem("master", pulp.LpMinimize)
-        self.scale = bounds.total / (problem.num_stages + problem.num_microbatches - 1) or 1.0
+        average = bounds.total / (problem.num_stages + problem.num_microbatches - 1)
+        self.scale = average or _largest(problem, columns) or 1.0
         self.z: dict[tuple[int, int, int], Any] = {}
         self.total: list[Any] = []
         self.slowest = pulp.LpVariable("T", lowBound=bounds.slowest / self.scale)

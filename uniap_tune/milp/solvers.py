@@ -90,11 +90,8 @@ def _highs(lp: Any, limits: Limits) -> MilpAnswer:
         return MilpAnswer(Status.INFEASIBLE, False, math.inf)
     has_point = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if status == highspy.HighsModelStatus.kOptimal:
-        value = info.objective_function_value
-        proven = value - limits.gap * abs(value)
-        # The dual bound is not kept up to date when presolve or the root settles everything.
         is_mip = any(v.cat == pulp.LpInteger for v in lp.variables())
-        return MilpAnswer(Status.OPTIMAL, True, max(info.mip_dual_bound, proven) if is_mip else value)
+        return MilpAnswer(Status.OPTIMAL, True, info.mip_dual_bound if is_mip else info.objective_function_value)
     if status in (highspy.HighsModelStatus.kTimeLimit, highspy.HighsModelStatus.kInterrupt):
         bound = info.mip_dual_bound if math.isfinite(info.mip_dual_bound) else 0.0
         return MilpAnswer(Status.LIMIT, has_point, bound)
