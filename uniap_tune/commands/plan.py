@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--certify", action="store_true", help="prove the optimum a second time by another method")
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes to search with")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not try what is written with -o on an installed DeepSpeed first"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
         raise
     if args.output is not None:
+        if request.target == "deepspeed" and not args.no_check:
+            _check(planning)
         write(planning, args.output, force=args.force)
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
@@ -118,6 +123,26 @@ def _next_command(args: argparse.Namespace) -> str:
     if args.output is not None:
         return f"bash {args.output}/launch.sh" if args.target != "any" else f"read {args.output}/plan.json"
     return "the same command with -o DIR writes plan.json and the launch files"
+
+
+def _check(planning: Planning) -> None:
+    """Try the plan on DeepSpeed's own engine, where DeepSpeed is installed.
+
+    Raises:
+        UnsupportedError: this DeepSpeed refuses it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("deepspeed") is None:
+        return
+    from uniap_tune.deepspeed.check import check_plan
+    from uniap_tune.errors import UnsupportedError
+
+    verdict = check_plan(planning.plan, planning.request)
+    if verdict.refused:
+        fix = "--no-check writes it regardless; another version of DeepSpeed may accept it"
+        raise UnsupportedError("the installed DeepSpeed refuses this plan", why=verdict.reason, fix=fix)
+    sys.stderr.write(f"{verdict.sentence}\n")
 
 
 def write(planning: Planning, folder: Path, *, force: bool) -> None:

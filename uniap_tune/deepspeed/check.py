@@ -14,7 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uniap_tune.plan import Plan
+    from uniap_tune.planner import Request
 
 _SECONDS = 600.0
 _LAYERS = 4
@@ -83,6 +87,19 @@ def check_cases(cases: Sequence[Case], *, timeout: float | None = None) -> list[
         verdicts[index] if index in verdicts else answers[left.index(index)]
         for index in range(len(cases))
     ]  # fmt: skip
+
+
+def check_plan(plan: Plan, request: Request) -> Verdict:
+    """The verdict on the configuration that is rendered for a plan."""
+    from uniap_tune.render.deepspeed import deepspeed_config, pipeline_split
+
+    case = Case(
+        config=deepspeed_config(plan, request.model, request.job),
+        world_size=request.cluster.num_devices,
+        layers=len(plan.strategies),
+        parts=tuple(pipeline_split(plan)["parts"]) if plan.pp > 1 else (),
+    )
+    return check_cases([case])[0]
 
 
 def broken_rule(case: Case) -> str:
