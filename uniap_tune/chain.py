@@ -171,7 +171,9 @@ def _bound_cuts(bounds: ChainBounds) -> list[int]:
         lower = bounds.stages[i].lower[0][cuts[-1]]
         after = bounds.backward[0, i + 1] + (bounds.link if i + 1 < len(bounds.stages) else 0.0)
         # the bound on the slowest stage decides between equal sums, so that cuts come out balanced
-        score = lower + after + (len(bounds.stages) > 1) * np.maximum(lower - bounds.slowest, 0.0) * n
+        score = lower + after
+        if len(bounds.stages) > 1:
+            score += n * np.maximum(lower - bounds.slowest, 0.0)
         cuts.append(int(np.argmin(score)))
     return cuts
 

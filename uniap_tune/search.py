@@ -135,7 +135,8 @@ class SearchOptions:
 @dataclass(order=True, slots=True)
 class _Entry:
     """A problem not solved yet, by its bound; ``leading`` is N (0: no leading rule). A refined bound is that of
-    :mod:`uniap_tune.bounds`, any other comes from prices alone."""
+    :mod:`uniap_tune.bounds`, any other comes from prices alone; ``base`` is the one from prices, which holds for larger
+    N too. ``followed``: the entry of the next N is queued already."""
 
     bound: float
     pp: int
@@ -143,7 +144,9 @@ class _Entry:
     number: int
     leading: int
     family: Family = field(compare=False)
+    base: float = field(compare=False, default=0.0)
     refined: bool = field(compare=False, default=False)
+    followed: bool = field(compare=False, default=False)
 
 
 class Search:
@@ -200,7 +203,7 @@ class Search:
                     if count % self.share[1] != self.share[0]:
                         continue
                     bound = quick_bound(self.pricer, pp, c, family)
-                    entry = _Entry(bound, pp, c, number, int(family.leading), family)
+                    entry = _Entry(bound, pp, c, number, int(family.leading), family, bound)
                     self.bounds.setdefault((pp, c), math.inf)
                     if math.isfinite(bound):
                         self.queue.append(entry)
@@ -232,7 +235,9 @@ class Search:
             return
         if not entry.refined and self.queue and bounds.total > self.queue[0].bound:
             # another entry may now be more promising, and may prune this one
-            heapq.heappush(self.queue, replace(entry, bound=max(entry.bound, bounds.total), refined=True))
+            self._queue_next_leading(entry)  # its memory, and so its bound, may be lower
+            bound = max(entry.bound, bounds.total)
+            heapq.heappush(self.queue, replace(entry, bound=bound, refined=True, followed=True))
             return
         solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, bounds)
         if solution.assignment is not None:
@@ -283,13 +288,13 @@ class Search:
         return chain_bounds(self._formulate(entry).problem).total
 
     def _queue_next_leading(self, entry: _Entry) -> None:
-        if not entry.leading or entry.leading >= self.space.model.num_layers:
+        if not entry.leading or entry.followed or entry.leading >= self.space.model.num_layers:
             return
-        following = replace(entry, leading=entry.leading + 1, refined=False)
+        following = replace(entry, leading=entry.leading + 1)
         problem = self._formulate(following).problem
         everything = sum(float(t.bytes_in_flight(entry.c).max() + t.transient_bytes.max()) for t in problem.layers)
         free = replace(problem, memory_limit_bytes=2 * everything)
-        following.bound = max(entry.bound, chain_bounds(free).total)
+        following.bound = max(entry.base, chain_bounds(free).total)
         heapq.heappush(self.queue, following)
 
     # -- the answer -----------------------------------------------------------------------------------------------
