@@ -124,10 +124,9 @@ def _shape(
         if whole is not None and not filtered:
             nodes = options.num_nodes if options.num_nodes > 0 else whole.num_nodes
             devices = options.num_gpus if options.num_gpus > 0 else whole.devices_per_node
-            chosen = options.num_nodes > 0 or options.num_gpus > 0
-            return Shape(
-                nodes=nodes, devices=devices, source="the cluster, as far as asked for" if chosen else "the cluster"
-            )
+            limits = [name for name in ("num_nodes", "num_gpus") if getattr(options, name) > 0]
+            source = "".join(f"--{name} of " for name in limits) + f"the cluster {whole.name}"
+            return Shape(nodes=nodes, devices=devices, source=source)
     if options.num_nodes > 1:
         raise InputError(f"--num_nodes {options.num_nodes}: there is no hostfile", fix="give --hostfile FILE")
     count = device_count() if launches or whole is None else whole.devices_per_node
