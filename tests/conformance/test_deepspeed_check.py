@@ -118,3 +118,12 @@ def test_the_command(tmp_path: Path) -> None:
     code, answer = answers["18"]
     assert (code, answer["status"]) == (2, "refused")
     assert "4 pipeline stages do not divide the world size 18" in answer["reason"]
+
+
+def test_plan_tries_what_it_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uniap_tune", "plan", "gpt2", "--cluster", "1x4:h100", "--global-batch", "64"]
+    command += ["--seq-length", "1024", "--target", "deepspeed", "--fix", "pp=2", "-o", str(tmp_path / "plan")]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert f"DeepSpeed {version('deepspeed')} accepts it; engine built for 3 kinds of ranks" in run.stderr
+    assert (tmp_path / "plan" / "pipeline_split.json").exists()

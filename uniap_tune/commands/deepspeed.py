@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,13 @@ def pass_through(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in _OWN:
         args = _parser().parse_args(list(arguments))
         return int(args.run(args))
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
         _parser().print_help()
-        if not arguments:
-            return 2
+        return 2
+    if arguments[0] in ("-h", "--help"):
+        _parser().print_help()
+        if find_spec("deepspeed") is None:
+            return 0
         sys.stdout.write("\nDeepSpeed's own help, with the options added to it:\n\n")
         sys.stdout.flush()
     return _launch(list(arguments))
@@ -47,8 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _launch(arguments: list[str]) -> int:
-    from importlib.util import find_spec
-
     from uniap_tune.errors import InputError
 
     if find_spec("deepspeed") is None:

@@ -29,6 +29,8 @@ _RECOMPUTE_NAMES = ("gradient_checkpointing_enable", "checkpoint_sequential", "c
 # What the Trainer of transformers uses when its arguments do not say (training_args.py).
 _TRAINER_MICRO_BATCH = 8
 
+_NO_TENSOR = 'off (the JSON has no "tensor_parallel" section)'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Understanding:
@@ -91,37 +93,24 @@ def understand(
     cluster, shape = find_cluster(
         launcher, options.cluster, runner, environment, device_count=device_count, launches=launches
     )
-    model, model_source = _model(command, options)
-    length, length_source = _length(command, options)
-    batch, batch_source = _batch(command, options, values, where, shape.world_size, trainer)
     pipeline, pipeline_source = _pipeline(command, options, values, trainer)
-    modes, recompute_source = _recompute(command, options, trainer=trainer, pipeline=pipeline)
-    job = Job(
-        global_batch=batch,
-        seq_length=length,
-        precision=ds_json.precision(values, where) or _trainer_precision(command),
-        optimizer=ds_json.optimizer(values, where),
-        allowed_recompute=modes,
-    )
-    tensor = options.tensor if options.tensor is not None else bool(values.get("tensor_parallel") is not None)
-    knobs = _knobs(options.knobs(), pipeline=pipeline, tensor=tensor, forbidden=ds_json.forbidden_zero(values))
+    model, model_source = _model(command, options)
+    job, job_notes = _job(command, options, values, where, shape.world_size, trainer=trainer, pipeline=pipeline)
+    tensor = options.tensor if options.tensor is not None else values.get("tensor_parallel") is not None
     request = Request(
         model=model,
         cluster=cluster,
         job=job,
         target=Target.DEEPSPEED,
-        knobs=knobs,
+        knobs=_knobs(options.knobs(), pipeline=pipeline, tensor=tensor, forbidden=ds_json.forbidden_zero(values)),
         memory_fraction=options.memory_fraction,
     )
-    allowed = "allowed" if tensor else 'off (the JSON has no "tensor_parallel" section)'
     notes = (
         ("model", f"{model.name}, {model.num_layers} layers ({model_source})"),
         ("devices", f"{shape.nodes} x {shape.devices} {cluster.device.name} ({shape.source})"),
-        ("batch", f"{batch} samples of {length} tokens ({batch_source}; {length_source})"),
-        ("numbers", f"{job.precision.compute}, {job.optimizer} ({where})"),
         ("script", f"{'transformers Trainer' if trainer else 'deepspeed.initialize'}; {pipeline_source}"),
-        ("recompute", recompute_source),
-        ("tensor", f"tensor parallelism {allowed}"),
+        *job_notes,
+        ("tensor", f"tensor parallelism {'allowed' if tensor else _NO_TENSOR}"),
     )
     return Understanding(
         request=request,
@@ -132,6 +121,34 @@ def understand(
         trainer=trainer,
         pipeline=pipeline,
         notes=notes,
+    )
+
+
+def _job(
+    command: Command,
+    options: Options,
+    values: Mapping[str, Any],
+    where: str,
+    world_size: int,
+    *,
+    trainer: bool,
+    pipeline: bool,
+) -> tuple[Job, tuple[tuple[str, str], ...]]:
+    """How the model is trained, and how that was found."""
+    length, length_source = _length(command, options)
+    batch, batch_source = _batch(command, options, values, where, world_size, trainer)
+    modes, recompute_source = _recompute(command, options, trainer=trainer, pipeline=pipeline)
+    job = Job(
+        global_batch=batch,
+        seq_length=length,
+        precision=ds_json.precision(values, where) or _trainer_precision(command),
+        optimizer=ds_json.optimizer(values, where),
+        allowed_recompute=modes,
+    )
+    return job, (
+        ("batch", f"{batch} samples of {length} tokens ({batch_source}; {length_source})"),
+        ("numbers", f"{job.precision.compute}, {job.optimizer} ({where})"),
+        ("recompute", recompute_source),
     )
 
 
