@@ -14,6 +14,7 @@ from uniap_tune.spec import Cluster, Job, Recompute
 from uniap_tune.units import GIB
 
 _MOST_DOUBLINGS = 12
+_ROUNDS = 10
 
 _Fits = Callable[[Space], bool]
 
@@ -52,7 +53,9 @@ def relaxations(space: Space, pricer: Pricer, limit_bytes: float) -> tuple[str, 
     cluster, job = space.cluster, space.job
 
     def fits(changed: Space) -> bool:
-        costs = CostModel(changed.model, changed.cluster, changed.job, changed.capabilities)
+        costs = CostModel(
+            changed.model, changed.cluster, changed.job, changed.capabilities, runtime=pricer.costs.runtime
+        )
         room = limit_bytes - reserved
         changed_pricer = Pricer(pricer.graph, costs, changed.job.global_batch, room)
         return memory_needed(changed, changed_pricer, enough=room) <= room
@@ -61,11 +64,7 @@ def relaxations(space: Space, pricer: Pricer, limit_bytes: float) -> tuple[str, 
     found += _recompute_change(space, job, fits)
     found += _batch_change(space, job, fits)
     found += _device_change(space, cluster, fits)
-    needed = memory_needed(space, pricer) + reserved
-    if math.isfinite(needed):
-        share = needed / limit_bytes
-        size = math.ceil(needed / GIB * 10) / 10
-        found.append(f"devices with {size:.1f} GiB usable memory ({share:.2f} times what there is)")
+    found += _memory_change(space, pricer, limit_bytes)
     found += _sequence_change(space, job, fits)
     return tuple(found)
 
@@ -120,6 +119,22 @@ def _device_change(space: Space, cluster: Cluster, fits: _Fits) -> Iterator[str]
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     yield f"{high * cluster.devices_per_node} devices ({high} nodes) instead of {cluster.num_devices}"
+
+
+def _memory_change(space: Space, pricer: Pricer, limit_bytes: float) -> Iterator[str]:
+    """Devices with more memory, of which the same part is usable."""
+    needed = memory_needed(space, pricer)
+    if math.isinf(needed):
+        return
+    device = space.cluster.device
+    fraction = limit_bytes / device.memory_bytes
+    memory = device.memory_bytes
+    for _ in range(_ROUNDS):  # what is reserved grows with a device's memory, by a few percent of it
+        larger = replace(space.cluster, device=replace(device, memory_bytes=memory))
+        costs = CostModel(space.model, larger, space.job, space.capabilities, runtime=pricer.costs.runtime)
+        memory = (needed + costs.reserved_bytes()) / fraction
+    size = math.ceil(fraction * memory / GIB * 10) / 10
+    yield f"devices with {size:.1f} GiB usable memory ({size * GIB / limit_bytes:.2f} times what there is)"
 
 
 def _sequence_change(space: Space, job: Job, fits: _Fits) -> Iterator[str]:
