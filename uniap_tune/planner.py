@@ -29,9 +29,6 @@ from uniap_tune.strategy import CAPABILITIES, Target
 from uniap_tune.targets import require_supported
 from uniap_tune.units import format_bytes
 
-# The part of a device's memory a plan may use when the user does not say [Empirical]: what allocators can hand out
-# before a run fails varies by a few percent between drivers and versions.
-DEFAULT_MEMORY_FRACTION = 0.95
 # The gap a plan is proven to; within it the simulated step decides.
 RERANK_GAP = 1e-4
 
@@ -51,7 +48,9 @@ class Request:
     @property
     def memory_limit_bytes(self) -> float:
         """Bytes of a device a plan may use, what is reserved for the framework included."""
-        fraction = self.memory_fraction or self.cluster.memory_fraction or DEFAULT_MEMORY_FRACTION
+        fraction = self.memory_fraction or self.cluster.memory_fraction
+        if fraction is None:  # what the measured error of predicted peaks leaves
+            fraction = CostModel(self.model, self.cluster, self.job, CAPABILITIES[self.target]).memory_fraction()
         return fraction * self.cluster.device.memory_bytes
 
     def describe(self) -> dict[str, Any]:
@@ -317,6 +316,7 @@ def assumptions(request: Request) -> tuple[str, ...]:
     ]
     if request.target is Target.ANY:
         notes.append("A strategy for each layer is the full space of the paper; no engine runs all of it today.")
+        notes.append("Context parallelism is left out of it unless asked for with --max cp=N.")
     if request.model.moe is not None:
         notes.append("Experts are balanced, and every expert-parallel degree is 1.")
     return tuple(notes)
@@ -325,8 +325,11 @@ def assumptions(request: Request) -> tuple[str, ...]:
 def restriction_prices(request: Request, best_s: float, targets: tuple[Target, ...]) -> Mapping[str, float | None]:
     """For each target, how much longer (relative) its best plan takes under the same prices; ``None``: none fits."""
     prices: dict[str, float | None] = {}
+    knobs = request.knobs
+    if "cp" not in {*knobs.fix, *knobs.maximum}:  # compare within the space of the request, which left cp out
+        knobs = replace(knobs, maximum={**knobs.maximum, "cp": 1})
     for target in targets:
-        space, pricer = build(replace(request, target=target), priced_as=request.target)
+        space, pricer = build(replace(request, target=target, knobs=knobs), priced_as=request.target)
         result = search(space, pricer)
         prices[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
     return prices

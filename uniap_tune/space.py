@@ -17,9 +17,10 @@ from uniap_tune.strategy import Capabilities, Strategy
 
 KNOBS = ("pp", "tp", "cp", "dp", "zero", "recompute", "mbs", "microbatches")
 
-# Context parallelism is tried from this sequence length on, or when there are more devices than samples. Below it
-# its ring exchange never pays [Empirical].
-_LONG_SEQUENCE = 16384
+# Targets with one grid for all layers are tried with context parallelism from this sequence length on, or when there
+# are more devices than samples; below it its ring exchange never pays [Empirical]. The per-layer space of the paper has
+# none: with it the layouts of a layer multiply, so it is left out there unless asked for.
+_LONG_SEQUENCE = 8192
 _MAX_CP = 8
 
 
@@ -196,7 +197,7 @@ class Space:
         job = self.job
         asked = "cp" in self.knobs.fix or "cp" in self.knobs.maximum
         long = job.seq_length >= _LONG_SEQUENCE or self.cluster.num_devices > job.global_batch
-        wanted = asked or (self.capabilities.context_parallel and long and cp <= _MAX_CP)
+        wanted = asked or (self.capabilities.uniform and long and cp <= _MAX_CP)
         return (
             wanted
             and self.capabilities.context_parallel
