@@ -11,7 +11,7 @@ import pytest
 from tests.oracle import brute_force
 from tests.tiny import Tiny, tiny
 from uniap_tune.bounds import ChainBounds
-from uniap_tune.columns import Deadline
+from uniap_tune.deadline import Deadline
 from uniap_tune.problem import Problem, Solution, Status, evaluate, is_valid
 from uniap_tune.quick import quick_bound
 from uniap_tune.search import TIE, Outcome, Progress, SearchOptions, SearchResult, search

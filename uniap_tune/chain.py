@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from uniap_tune.bounds import ChainBounds, chain_bounds, combine, tighten
-from uniap_tune.columns import BUDGET_SLACK, Column, ColumnBuilder, Deadline, DeadlineError
+from uniap_tune.columns import BUDGET_SLACK, Column, ColumnBuilder
+from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.pareto import pareto
 from uniap_tune.problem import (
     Assignment,

@@ -21,97 +21,20 @@ by the Lagrangian bounds of :mod:`uniap_tune.intervals`; that keeps the sets sma
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from uniap_tune.bounds import ChainBounds
+from uniap_tune.deadline import Deadline
 from uniap_tune.intervals import StageBounds
+from uniap_tune.labels import Labels, Node
 from uniap_tune.pareto import pareto
 from uniap_tune.problem import MEMORY_SLACK, BoolArray, FloatArray, IntArray, LayerTable, Problem
 
 # Relative slack on budgets, far above the rounding of the sums involved and far below any gap of interest.
 BUDGET_SLACK = 1e-11
-
-
-class DeadlineError(Exception):
-    """The time limit ran out inside a solver."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """A point in time to stop at (``time.monotonic``)."""
-
-    at: float = math.inf
-
-    def check(self) -> None:
-        """Raise :class:`DeadlineError` when the time is over."""
-        if self.is_over():
-            raise DeadlineError
-
-    def left(self) -> float:
-        """Seconds until then, at least a moment; ``inf`` without a deadline."""
-        return max(1e-3, self.at - time.monotonic())
-
-    def is_over(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() >= self.at
-
-    @staticmethod
-    def after(seconds: float | None) -> Deadline:
-        """The deadline that many seconds from now; never, for ``None``."""
-        return Deadline() if seconds is None else Deadline(time.monotonic() + seconds)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Labels:
-    """N labels at one node of the trie; ``parent`` indexes the labels of the node above, ``k`` the last strategy."""
-
-    t: FloatArray
-    m: FloatArray
-    w: FloatArray
-    s: FloatArray
-    g: FloatArray
-    entry: IntArray
-    layout: IntArray
-    parent: IntArray
-    k: IntArray
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def take(self, index: IntArray | BoolArray) -> Labels:
-        """The labels at these places."""
-        return Labels(*(getattr(self, name)[index] for name in self.__slots__))
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A sequence of layer types, by its last one. ``caps`` [G, W, Z] bound t + omega g + lambda m of useful labels
-    that end in each layout."""
-
-    layer: int
-    first: int
-    up: Node | None
-    caps: FloatArray | None = None
-    spare: float = -math.inf  # most bytes a label may hold so that the leanest completion fits
-    floor: float = math.inf  # every completion has a transient of at least this many bytes
-    is_end: bool = False
-    down: dict[Hashable, Node] = field(default_factory=dict)
-    labels: Labels | None = None
-
-    def strategies(self, index: int) -> list[int]:
-        """The strategies of a label, first layer first."""
-        result: list[int] = []
-        node: Node | None = self
-        while node is not None:
-            assert node.labels is not None
-            result.append(int(node.labels.k[index]))
-            index = int(node.labels.parent[index])
-            node = node.up
-        return result[::-1]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 from uniap_tune.adapters.cluster import describe
 from uniap_tune.assemble import assemble
-from uniap_tune.columns import Deadline
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import Runtime
+from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError, StoppedError, TuneError
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import build_graph

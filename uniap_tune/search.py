@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from uniap_tune.bounds import chain_bounds
-from uniap_tune.columns import Deadline
+from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import quick_bound

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from uniap_tune.bounds import ChainBounds, chain_bounds
 from uniap_tune.chain import SOLVER, solve_chain
-from uniap_tune.columns import Deadline, DeadlineError
+from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.problem import Problem, Solution, Status
 
 AUTO = "auto"

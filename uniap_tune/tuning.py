@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from uniap_tune.columns import Deadline
+from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError
 from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
 from uniap_tune.megatron_rules import Violation, violations

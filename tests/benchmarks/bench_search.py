@@ -17,7 +17,7 @@ from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.registry import read_model
 from uniap_tune.bounds import chain_bounds
 from uniap_tune.chain import solve_chain
-from uniap_tune.columns import Deadline
+from uniap_tune.deadline import Deadline
 from uniap_tune.planner import Request, build
 from uniap_tune.problem import Problem, Status
 from uniap_tune.search import SearchResult, search

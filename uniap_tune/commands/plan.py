@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[str, float | None]]:
-    from uniap_tune.columns import Deadline
+    from uniap_tune.deadline import Deadline
     from uniap_tune.planner import RERANK_GAP, restriction_prices
     from uniap_tune.planner import run as run_planner
     from uniap_tune.strategy import Target

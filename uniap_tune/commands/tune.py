@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, or check."""
-    from uniap_tune.columns import Deadline
+    from uniap_tune.deadline import Deadline
     from uniap_tune.tuning import tune
 
     recipe, request = _inputs(args)

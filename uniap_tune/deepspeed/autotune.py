@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uniap_tune.adapters import deepspeed as ds_json
-from uniap_tune.columns import Deadline
+from uniap_tune.deadline import Deadline
 from uniap_tune.deepspeed import launch
 from uniap_tune.deepspeed.check import Case, check_cases
 from uniap_tune.deepspeed.understand import Understanding, results_folder, understand

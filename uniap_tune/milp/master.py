@@ -19,7 +19,8 @@ import pulp
 
 from uniap_tune.bounds import ChainBounds, chain_bounds
 from uniap_tune.chain import budget_columns, heuristic_plan
-from uniap_tune.columns import Column, Deadline
+from uniap_tune.columns import Column
+from uniap_tune.deadline import Deadline
 from uniap_tune.milp.solvers import Limits, MilpSolver, lin_sum, solve_model
 from uniap_tune.problem import Assignment, Problem, Solution, Status, evaluate, infeasible
 
