@@ -12,7 +12,9 @@ Names are imported on first use, so that ``import uniap_tune`` stays cheap.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -48,3 +50,14 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'uniap_tune' has no attribute {name!r}")
     return getattr(import_module(home), name)
+
+
+class _Package(ModuleType):
+    """Importing the submodules ``plan`` and ``render`` must not hide the functions of the same names."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
