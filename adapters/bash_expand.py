@@ -13,7 +13,7 @@ from .bash_tree import Expansion, Kind, Literal, Word
 from .bash_words import parse_value
 from .source_text import SourceFile
 
-_MAX_CHARACTERS = 4_000_000
+_MAX_CHARACTERS = 500_000
 _MAX_DEPTH = 20
 _PARAMETER = re.compile(r"(?P<name>[A-Za-z_]\w*|[0-9@*#?$!-])(?P<index>\[[^\]]*\])?(?P<op>:?[-=+?])?(?P<word>.*)", re.S)
 # The folder of the script, in the ways scripts ask for it.
@@ -58,7 +58,9 @@ class Expander:
         self._written += sum(len(piece.text) + 1 for piece in pieces)
         if self._written > _MAX_CHARACTERS:
             name = self.files[0].name
-            raise InputError(f"{name}: its variables expand to megabytes", fix="read it with --execute")
+            raise InputError(
+                f"{name}: its variables expand to more than {_MAX_CHARACTERS} characters", fix="read it with --execute"
+            )
 
     def _pieces(self, part: Literal | Expansion, *, unset_is_empty: bool) -> list[Piece]:
         if isinstance(part, Literal):

@@ -283,6 +283,8 @@ class _Parser(WordParser):
                 continue
             char = self.text[self.pos : self.pos + 1]
             inside_test = bool(words) and words[0].bare == "[[" and words[-1].bare != "]]"
+            if inside_test and char == ";":
+                self.fail("']]' expected")
             if inside_test and char not in ("", "\n"):
                 words.append(self._test_word())
             elif char in ("", "\n", ";", "&", "|", ")", "("):

@@ -78,20 +78,24 @@ def compose_yaml(text: str, where: str) -> yaml.MappingNode:
     Raises:
         InputError: malformed, not a mapping, nested too deeply, or using anchors and aliases.
     """
-    loader = _PlainLoader(text)
+    loader: _PlainLoader | None = None
     try:
+        loader = _PlainLoader(text)
         node = loader.get_single_node()  # type: ignore[no-untyped-call]
         if isinstance(node, yaml.MappingNode):
             loader.construct_document(node)  # type: ignore[no-untyped-call]  # finds duplicated keys
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
+        position = getattr(error, "position", None)  # of a character YAML does not allow
+        line = mark.line if mark else text.count("\n", 0, position) if position is not None else None
+        place = f"{where}:{line + 1}" if line is not None else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"{place}: not valid YAML", why=str(problem)[:200], fix="correct the file") from None
     except TypeError:  # a key that is a list or a mapping
         raise InputError(f"{where}: not valid YAML", why="a key is not plain text", fix="correct the file") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        if loader is not None:
+            loader.dispose()  # type: ignore[no-untyped-call]
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{where}: must be a mapping of keys to values", fix="write one 'key: value' a line")
     return node

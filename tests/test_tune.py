@@ -19,6 +19,7 @@ from uniap_tune.plan import Plan
 from uniap_tune.planner import Request
 from uniap_tune.predict import predict
 from uniap_tune.recipe import Changes, Recipe, plan_run, today_run
+from uniap_tune.space import Knobs
 from uniap_tune.spec import Recompute
 from uniap_tune.strategy import Strategy, Target
 from uniap_tune.tuning import Tuning, changes_for, tune
@@ -177,7 +178,8 @@ def test_a_recipe_megatron_refuses_is_named_so() -> None:
 
 
 def test_a_better_recipe_than_the_plan_stays() -> None:
-    tuning = tuned("model_config/llama3_70b_vpp.yaml", "8x8:h100")
+    slow = Knobs(fix={"recompute": "full", "tp": "8"})
+    tuning = tuned("model_config/llama3_70b_vpp.yaml", "8x8:h100", knobs=slow)
     assert tuning.is_kept
     assert tuning.changes.is_empty
 
