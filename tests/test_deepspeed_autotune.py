@@ -279,6 +279,15 @@ def test_the_driver_names_the_devices(tmp_path: Path, monkeypatch: pytest.Monkey
         resources.find_cluster(launcher(), None, runner(), {}, device_count=lambda: 2, launches=False)
 
 
+def test_devices_that_nobody_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_QUERIES", (("no-such-smi",), ("false",), ("true",)))
+    with pytest.raises(InputError) as caught:
+        resources.find_cluster(launcher(), None, runner(), {}, device_count=lambda: 2, launches=False)
+    for reason in ("there is no no-such-smi", "false: ", "torch sees no device"):
+        assert reason in caught.value.why
+    assert "--uniap_cluster" in caught.value.fix
+
+
 def test_a_part_of_a_cluster_keeps_its_share_of_the_network() -> None:
     whole = read_cluster("8x8:h100")
     part = resources.part_of(whole, 2, 4)

@@ -93,11 +93,13 @@ _FIX = "use an environment of your own, or `uniap-tune deepspeed …` in place o
 
 
 def _folders() -> list[Path]:
-    """Folders whose ``.pth`` files this Python reads: the environment's, then the user's."""
-    places = [sysconfig.get_path("purelib")]
+    """Folders whose ``.pth`` files this Python reads; first that of this package, whose fate the line then shares."""
+    places = [Path(sysconfig.get_path("purelib"))]
     if site.ENABLE_USER_SITE:
-        places.append(site.getusersitepackages())
-    return [Path(place) for place in dict.fromkeys(places)]
+        places.append(Path(site.getusersitepackages()))
+    record = _record()
+    home = record.parent.parent if record is not None else None
+    return sorted(dict.fromkeys(places), key=lambda place: place != home)
 
 
 def _writable() -> Path:

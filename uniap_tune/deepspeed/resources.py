@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,7 +19,15 @@ from uniap_tune.spec import Cluster
 
 _FIX = 'say what the devices are, as in "autotuning": {"uniap": {"cluster": "2x8:h100"}} or --uniap_cluster 2x8:h100'
 _LOCALHOST = "localhost"
-_QUERY_SECONDS = 20
+_QUERY_SECONDS = 60
+_QUERIES = (
+    ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+    (
+        sys.executable,
+        "-c",
+        "import torch; print(*map(torch.cuda.get_device_name, range(torch.cuda.device_count())), sep='\\n')",
+    ),
+)
 
 # (nodes, devices of a node) as batch systems and torchrun tell them to a job.
 _ENVIRONMENTS = (("SLURM_JOB_NUM_NODES", "SLURM_GPUS_ON_NODE"), ("SLURM_NNODES", "SLURM_NTASKS_PER_NODE"))
@@ -186,18 +195,27 @@ def _told(environment: Mapping[str, str]) -> Shape | None:
 
 
 def _local_device() -> str:
-    """The name of this machine's device as its driver reports it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        raise InputError("what the devices are is not known", why="there is no nvidia-smi on this machine", fix=_FIX)
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InputError("what the devices are is not known", why=f"nvidia-smi: {error}", fix=_FIX) from None
-    names = sorted({line.strip() for line in run.stdout.splitlines() if line.strip()})
-    if len(names) != 1:
-        raise InputError(
-            "devices of one kind are expected", why=f"nvidia-smi has {', '.join(names) or 'none'}", fix=_FIX
-        )
-    return names[0]
+    """The name of this machine's device as its driver reports it.
+
+    torch is asked in a process of its own: it would hold memory of the first device as long as the training runs.
+    """
+    reasons = []
+    for query in _QUERIES:
+        program = shutil.which(query[0])
+        if program is None:
+            reasons.append(f"there is no {query[0]}")
+            continue
+        try:
+            run = subprocess.run(
+                [program, *query[1:]], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(f"{query[0]}: {str(error).splitlines()[0][:200]}")
+            continue
+        names = sorted({line.strip() for line in run.stdout.splitlines() if line.strip()})
+        if len(names) > 1:
+            raise InputError("devices of one kind are expected", why=f"this machine has {', '.join(names)}", fix=_FIX)
+        if names:
+            return names[0]
+        reasons.append("torch sees no device")
+    raise InputError("what the devices are is not known", why="; ".join(reasons), fix=_FIX)
