@@ -16,7 +16,7 @@ from uniap_tune.errors import InputError
 from uniap_tune.mcore import DDP_FIELDS, DDP_SWITCHES
 from uniap_tune.recipe import Argument, Changes, Recipe
 from uniap_tune.render.megatron_model import model_arguments
-from uniap_tune.render.shell import number
+from uniap_tune.render.shell import Variable, number
 from uniap_tune.spec import Cluster, Job, Model
 
 from .bridge_ast import Setting, read_settings
@@ -116,10 +116,10 @@ def _read(file: SourceFile, function: str, overrides: tuple[tuple[tuple[str, ...
     model = _base_model(base)
     if model is not None:
         job = Job(global_batch=1, seq_length=model.max_positions or 1)
-        for flag, value in model_arguments(model, job, tp=1).items():
+        for flag, given in model_arguments(model, job, tp=1).items():
             name = flag.removeprefix("--")
-            values = () if value is True else (number(value),)  # type: ignore[arg-type]
-            arguments[name] = Argument(name, values, base[1])
+            said = () if given is True or isinstance(given, Variable) else (number(given),)
+            arguments[name] = Argument(name, said, base[1])
         del arguments["seq-length"], arguments["max-position-embeddings"], arguments["padded-vocab-size"]
         arguments["vocab-size"] = Argument("vocab-size", (str(model.vocab_size),), base[1])
     for path, setting in settings.items():

@@ -81,9 +81,9 @@ def compose_yaml(text: str, where: str) -> yaml.MappingNode:
     loader: _PlainLoader | None = None
     try:
         loader = _PlainLoader(text)
-        node = loader.get_single_node()  # type: ignore[no-untyped-call]
+        node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
-            loader.construct_document(node)  # type: ignore[no-untyped-call]  # finds duplicated keys
+            loader.construct_document(node)  # finds duplicated keys
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = getattr(error, "position", None)  # of a character YAML does not allow
@@ -95,7 +95,7 @@ def compose_yaml(text: str, where: str) -> yaml.MappingNode:
         raise InputError(f"{where}: not valid YAML", why="a key is not plain text", fix="correct the file") from None
     finally:
         if loader is not None:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{where}: must be a mapping of keys to values", fix="write one 'key: value' a line")
     return node

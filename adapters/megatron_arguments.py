@@ -255,7 +255,7 @@ def _window(args: Fields) -> tuple[int | None, int]:
     return (int(size.group(1)) + 1 if size else None), (int(skip) if skip.isdecimal() else 0)
 
 
-def _expert_layers(args: Fields) -> dict[str, int]:
+def _expert_layers(args: Fields) -> dict[str, Any]:
     """Which layers have experts: every N-th, or a list such as ``[0]*3+[1]*58``.
 
     Raises:

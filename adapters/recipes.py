@@ -43,7 +43,13 @@ def read_recipe(name: str, options: ReadOptions | None = None) -> Recipe:
     Raises:
         InputError: not readable as a recipe; names file and line.
     """
-    options = options or ReadOptions()
+    try:
+        return _read(name, options or ReadOptions())
+    except InputError as error:  # it may quote the recipe, which may hold anything
+        raise InputError(printable(error.what), why=printable(error.why), fix=printable(error.fix)) from None
+
+
+def _read(name: str, options: ReadOptions) -> Recipe:
     file, _, function = name.partition("::")
     path = Path(file)
     kind = path.suffix.lower()

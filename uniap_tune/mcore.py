@@ -120,8 +120,9 @@ def mcore_sections(arguments: Mapping[str, Any]) -> dict[str, Section]:
     frequency = model.get("moe_layer_freq")
     if frequency is not None:
         model["moe_layer_freq"] = _layer_list(str(frequency))
-    activation = "F.silu" if "swiglu" in arguments else "squared_relu" if "squared-relu" in arguments else "F.gelu"
-    model["activation_func"] = Expression(activation)
+    model["activation_func"] = Expression("torch.nn.functional." + ("silu" if "swiglu" in arguments else "gelu"))
+    if "squared-relu" in arguments:
+        model["activation_func"] = Expression("squared_relu")
     model["params_dtype"] = model["pipeline_dtype"] = Expression(_TORCH[dtype])
     ddp = _fields(arguments, DDP_FIELDS) | _switches(arguments, DDP_SWITCHES)
     if dtype == "bf16":
@@ -157,16 +158,16 @@ def python_snippet(sections: Mapping[str, Section], header: str) -> str:
     """The keyword arguments as Python that builds the three objects."""
     kind = next(iter(sections))
     names = {"DistributedDataParallelConfig": "ddp_config", "OptimizerConfig": "optimizer_config"}
+    is_squared = sections[kind]["activation_func"] == "squared_relu"
     lines = [
         f"# {header}",
         "import torch",
-        "import torch.nn.functional as F",
+        "from megatron.core.activations import squared_relu" if is_squared else "",
         "from megatron.core.distributed import DistributedDataParallelConfig",
         "from megatron.core.optimizer import OptimizerConfig",
+        f"from megatron.core.transformer import {kind}",
     ]
-    if sections[kind]["activation_func"] == "squared_relu":
-        lines.append("from megatron.core.activations import squared_relu")
-    lines.append(f"from megatron.core.transformer import {kind}")
+    lines = [line for line in lines if line]
     for name, section in sections.items():
         lines += ["", f"{names.get(name, 'transformer_config')} = {name}("]
         lines += [f"    {key}={_python(value)}," for key, value in section.items()]

@@ -11,7 +11,7 @@ from uniap_tune.strategy import Target
 
 __all__ = ["EXECUTABLE", "LAUNCH_FILES", "render"]
 
-EXECUTABLE = frozenset({"launch.sh"})
+EXECUTABLE = frozenset({"launch.sh", "sbatch.sh"})
 # Every name render() may give a file.
 LAUNCH_FILES = frozenset({"launch.sh", "megatron_args.yaml", "ds_config.json", "pipeline_split.json"})
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from uniap_tune.errors import UnsupportedError
+from uniap_tune.mcore import mcore_sections, plain_sections, python_snippet
 from uniap_tune.plan import Plan
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron_model import model_arguments
@@ -78,7 +79,7 @@ def megatron_launch(plan: Plan, model: Model, cluster: Cluster, job: Job) -> Meg
 
 
 def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header: str) -> dict[str, str]:
-    """``launch.sh`` and ``megatron_args.yaml``."""
+    """``launch.sh``, the same for Slurm, the arguments as YAML, and megatron-core's configuration objects."""
     launch = megatron_launch(plan, model, cluster, job)
     # Megatron-core up to 0.16 gives its null tokenizer one id more than it is told, the end of document.
     null_vocabulary = model.vocab_size - 1
@@ -99,7 +100,27 @@ def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header:
         "MODEL_ARGS": {name: v.default if isinstance(v, Variable) else v for name, v in arguments.items()},
     }
     heading = f"# {comment(header)}\n# The arguments of launch.sh with its defaults.\n"
-    return {"launch.sh": text, "megatron_args.yaml": heading + yaml.safe_dump(document, sort_keys=False)}
+    summary = f"{model.name} on {cluster.name}"
+    return {
+        "launch.sh": text,
+        "sbatch.sh": script("megatron/sbatch.sh.j2", header=header, summary=summary, cluster=cluster),
+        "megatron_args.yaml": heading + yaml.safe_dump(document, sort_keys=False),
+        **_mcore_files(launch, header),
+    }
+
+
+def _mcore_files(launch: MegatronLaunch, header: str) -> dict[str, str]:
+    """Keyword arguments of megatron-core's configuration classes, as YAML and as Python."""
+    values = {
+        name.removeprefix("--"): value.default if isinstance(value, Variable) else value
+        for name, value in launch.arguments.items()
+    }
+    sections = mcore_sections(values)
+    heading = f"# {comment(header)}\n# Keyword arguments of megatron-core's configuration classes.\n"
+    return {
+        "mcore.yaml": heading + yaml.safe_dump(plain_sections(sections), sort_keys=False),
+        "mcore_config.py": python_snippet(sections, comment(header)),
+    }
 
 
 def _one_grid(plan: Plan) -> Strategy:

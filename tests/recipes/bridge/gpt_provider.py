@@ -27,9 +27,7 @@ def pretrain_config(
     )
     return ConfigContainer(
         model=model_cfg,
-        train=TrainingConfig(
-            train_iters=1000, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size
-        ),
+        train=TrainingConfig(train_iters=1000, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
         ddp=DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
         mixed_precision="bf16_mixed",
     )

@@ -1,7 +1,6 @@
-from typing_extensions import Unpack
-
 from megatron.bridge.recipes.mixtral.common import MixtralCommonKwargs, _mixtral_common
 from megatron.bridge.training.config import ConfigContainer
+from typing_extensions import Unpack
 
 
 def mixtral_8x7b_pretrain_config(**user_kwargs: Unpack[MixtralCommonKwargs]) -> ConfigContainer:
