@@ -86,8 +86,8 @@ def test_chains_equal_brute_force(path: Path, problem: Problem) -> None:
     check_answer(problem, code, stdout, "columns")
 
 
-def spread(seed: int, decades: int) -> Problem:
-    """A chain whose seconds and bytes lie anywhere in so many powers of ten."""
+def spread(seed: int, decades: int, *, skips: bool = False) -> Problem:
+    """A chain (or one with skip edges) whose seconds and bytes lie anywhere in so many powers of ten."""
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(2, 6)), 3
 
@@ -99,7 +99,8 @@ def spread(seed: int, decades: int) -> Problem:
         return LayerTable(rng.integers(0, 2, k), *(values(k, top=top) for top in kinds))
 
     layers = tuple(table() for _ in range(n))
-    edges = tuple(EdgeTable(u, u + 1, values(2, 2, top=4), values(2, 2, top=4)) for u in range(n - 1))
+    pairs = [(u, v) for u in range(n) for v in range(u + 1, n if skips else min(u + 2, n))]
+    edges = tuple(EdgeTable(u, v, values(2, 2, top=4), values(2, 2, top=4)) for u, v in pairs)
     need = sum(float((t.static_bytes + t.transient_bytes).min()) for t in layers)
     limit, stages, c = max(need * rng.uniform(0.5, 3), 1.0), int(rng.integers(1, min(3, n) + 1)), [1, 5, 4096][seed % 3]
     return Problem(stages, c, Schedule.ONE_F_ONE_B, limit, 2, layers, edges)
@@ -112,6 +113,15 @@ def test_magnitudes_far_apart(path: Path, seed: int) -> None:
     code, stdout, stderr = solve(path, text(problem), "--json")
     assert stderr == ""
     check_answer(problem, code, stdout, "auto")
+
+
+@pytest.mark.xfail(strict=True, reason="the per-layer model is scaled by the fastest strategies: HiGHS breaks down")
+def test_magnitudes_far_apart_on_graphs(path: Path) -> None:
+    for seed in range(60):
+        problem = spread(seed, decades=13, skips=True)
+        code, stdout, stderr = solve(path, text(problem), "--json")
+        assert stderr == ""
+        check_answer(problem, code, stdout, "auto")
 
 
 FORTY = 301.3147638634775  # both formulations find it
