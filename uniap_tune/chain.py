@@ -35,6 +35,7 @@ _FIRST_STEP = 5e-4  # the first budget is this far above the lower bound
 _STEP_GROWTH = 3.0
 _LAST_STEP = 0.5  # beyond it the budget is infinite
 _BEAM = 64
+_BISECTIONS = 10  # of the bound of an interrupted search: to a thousandth of its gap
 # Bounds made exact before the labels of an exact round: on seconds alone, and with the mean of once-a-step seconds.
 _EXACT_WEIGHTS = (0, 3)
 
@@ -65,41 +66,73 @@ def solve_chain(
     bounds = bounds or chain_bounds(problem)
     if math.isinf(bounds.total):
         return infeasible(SOLVER)
-    plan: Assignment | None = None
+    best = _Incumbent(problem)
     try:
-        budget, plan = _first_plan(problem, bounds, cutoff, deadline)
-        found = _round(problem, bounds, budget, deadline) or plan
+        _first_plan(problem, bounds, best, cutoff, deadline)
+        budget = min(best.value, cutoff)
+        best.offer(_round(problem, bounds, budget, deadline))
     except DeadlineError:
-        plan = plan or heuristic_plan(problem, bounds)
-        value = evaluate(problem, plan).objective_s if plan is not None else math.inf
-        return Solution(Status.LIMIT, plan, value, min(bounds.total, value), SOLVER)
-    if found is not None:
-        value = evaluate(problem, found).objective_s
-        return Solution(Status.OPTIMAL, found, value, value, SOLVER)
+        if best.plan is None:
+            best.offer(heuristic_plan(problem, bounds, bounds))
+        return Solution(Status.LIMIT, best.plan, best.value, _proven(problem, bounds, best.value), SOLVER)
+    # a plan above the cutoff was found, but nothing is proven of it
+    if best.plan is not None and best.value <= budget * (1 + BUDGET_SLACK):
+        return Solution(Status.OPTIMAL, best.plan, best.value, best.value, SOLVER)
     if math.isinf(budget):
         return infeasible(SOLVER)
     return Solution(Status.LIMIT, None, math.inf, max(bounds.total, budget), SOLVER)
 
 
-def _first_plan(
-    problem: Problem, bounds: ChainBounds, cutoff: float, deadline: Deadline
-) -> tuple[float, Assignment | None]:
-    """A plan close to the bound and its TPI; without one, the cutoff (``inf``: not even a beam found any)."""
+class _Incumbent:
+    """The best plan so far, if any."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.plan: Assignment | None = None
+        self.value = math.inf
+
+    def offer(self, plan: Assignment | None) -> None:
+        """Keep a plan if it is better."""
+        value = math.inf if plan is None else evaluate(self.problem, plan).objective_s
+        if value < self.value:
+            self.plan, self.value = plan, value
+
+
+def _proven(problem: Problem, bounds: ChainBounds, value: float) -> float:
+    """The largest budget below ``value``, by bisection, that the bounds alone prove to hold no plan."""
+    low, high = bounds.total, value
+    if math.isinf(high):
+        return low
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if tighten(problem, bounds, middle) is None:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _first_plan(problem: Problem, bounds: ChainBounds, best: _Incumbent, cutoff: float, deadline: Deadline) -> None:
+    """Look for a plan close to the bound: cuts that the bounds suggest, then beams within growing budgets."""
     step = _FIRST_STEP
     while step <= _LAST_STEP and bounds.total > 0:
-        budget = min(bounds.total * (1 + step), cutoff)
-        plan = _round(problem, bounds, budget, deadline, beam=_BEAM)
-        if plan is not None:
-            return evaluate(problem, plan).objective_s, plan
-        if budget >= cutoff:
-            break
+        budget = min(bounds.total * (1 + step), cutoff, best.value)
+        narrowed = tighten(problem, bounds, budget * (1 + BUDGET_SLACK))
+        if narrowed is not None:
+            if best.plan is None:
+                best.offer(heuristic_plan(problem, bounds, narrowed))
+            plan = _round(problem, bounds, budget, deadline, beam=_BEAM)
+            if plan is not None:
+                best.offer(plan)
+                return
+        if budget >= min(cutoff, best.value):
+            return
         step *= _STEP_GROWTH
-    return cutoff, None
 
 
-def heuristic_plan(problem: Problem, bounds: ChainBounds) -> Assignment | None:
-    """A plan without proof: the cuts of the bounds' shortest path, strategies by a beam. ``None`` if that fails."""
-    cuts = _bound_cuts(bounds)
+def heuristic_plan(problem: Problem, bounds: ChainBounds, narrowed: ChainBounds) -> Assignment | None:
+    """A plan without proof: the cuts of the shortest path of ``narrowed``, strategies by a beam, if that fits."""
+    cuts = _bound_cuts(narrowed)
     allowed = []
     for i in range(problem.num_stages):
         mask = np.zeros_like(bounds.stages[i].lower[0], dtype=np.bool_)

@@ -77,7 +77,7 @@ def _solve(
         return None
     bound = answer.bound * model.scale
     if not answer.has_point:
-        plan = heuristic_plan(problem, bounds)
+        plan = heuristic_plan(problem, bounds, bounds)
         value = math.inf if plan is None else evaluate(problem, plan).objective_s
         return Solution(Status.LIMIT, plan, value, min(max(bound, bounds.total), value), str(solver))
     assignment = model.decode()
