@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.deepspeed import autotune, launch, resources
@@ -320,3 +322,19 @@ def test_rules_of_our_own(config: dict[str, Any], world: int, parts: tuple[int, 
     reason = broken_rule(Case(config=MICRO | config, world_size=world, layers=6, parts=parts))
     assert word in reason
     assert bool(reason) == bool(word)
+
+
+ANYTHING = st.none() | st.booleans() | st.integers(-2, 9) | st.floats(0, 9) | st.sampled_from(["auto", "x", [], {}])
+
+
+@given(
+    zero=ANYTHING | st.dictionaries(st.sampled_from(["stage", "offload_param", "zero_hpz_partition_size"]), ANYTHING),
+    tensor=ANYTHING | st.dictionaries(st.just("autotp_size"), ANYTHING),
+    world=st.integers(1, 64),
+)
+def test_rules_take_whatever_stands_in_a_json(zero: Any, tensor: Any, world: int) -> None:
+    config = {"zero_optimization": zero, "tensor_parallel": tensor}
+    reason = broken_rule(Case(config=config, world_size=world, layers=6, parts=()))
+    degree = tensor.get("autotp_size") if isinstance(tensor, dict) else None
+    if isinstance(degree, int) and degree > 1:
+        assert ("does not divide" in reason) == (world % degree > 0)

@@ -107,8 +107,8 @@ def broken_rule(case: Case) -> str:
     world, zero = case.world_size, case.config.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
     stage = zero.get("stage", 0)
-    tensor = (case.config.get("tensor_parallel") or {}).get("autotp_size") or 1
-    if isinstance(tensor, int) and tensor > 1 and world % tensor:
+    tensor = tensor_size(case.config)
+    if world % tensor:
         return f"tensor_parallel.autotp_size {tensor} does not divide the world size {world}"
     if case.pp and world % case.pp:
         return f"{case.pp} pipeline stages do not divide the world size {world}"
@@ -126,6 +126,13 @@ def broken_rule(case: Case) -> str:
         if value and value != {"device": "none"}:
             return f"zero_optimization.{key} needs ZeRO stage 3, the stage is {stage}"
     return ""
+
+
+def tensor_size(config: Mapping[str, Any]) -> int:
+    """The degree of automatic tensor parallelism; 1: none."""
+    section = config.get("tensor_parallel")
+    size = section.get("autotp_size") if isinstance(section, dict) else None
+    return size if isinstance(size, int) and size > 1 else 1
 
 
 def _ask(cases: Sequence[Case], timeout: float) -> list[Verdict]:

@@ -20,6 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from uniap_tune.deepspeed.check import tensor_size
+
 # What the engine is built with; monitors, profilers, data and checkpoint sections would write files or read data.
 _ENGINE_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
@@ -116,7 +118,7 @@ def _ranks(case: Mapping[str, Any]) -> list[int]:
     """One rank of each kind: first and last, each stage that differs, each end of a tensor-parallel group."""
     world, parts = case["world_size"], case["parts"]
     ranks = {0, world - 1}
-    tensor = (case["config"].get("tensor_parallel") or {}).get("autotp_size") or 1
+    tensor = tensor_size(case["config"])
     if tensor > 1:
         ranks.add(tensor - 1)
     stages = len(parts) - 1
@@ -160,8 +162,7 @@ def _build(config: dict[str, Any], case: Mapping[str, Any], rank: int) -> tuple[
     except Exception as error:
         return "setup", _short(error)
     try:
-        tensor = (config.get("tensor_parallel") or {}).get("autotp_size") or 1
-        model = _pipeline(case["parts"]) if case["parts"] else _stand_in(case["layers"], tensor)
+        model = _pipeline(case["parts"]) if case["parts"] else _stand_in(case["layers"], tensor_size(config))
         deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config)
     except Exception as error:
         return "engine", _short(error)
@@ -256,7 +257,11 @@ def main() -> None:
             with suppress(ImportError):  # of another version, where it is imported when it is needed
                 import_module(name)
         for case in cases:
-            answers.write(json.dumps(answer(case)) + "\n")
+            try:
+                verdict = answer(case)
+            except Exception as error:
+                verdict = {"refused": False, "reason": f"the dry run failed: {_short(error)}"}
+            answers.write(json.dumps(verdict) + "\n")
             answers.flush()
 
 
