@@ -13,7 +13,8 @@ __all__ = ["EXECUTABLE", "LAUNCH_FILES", "render"]
 
 EXECUTABLE = frozenset({"launch.sh", "sbatch.sh"})
 # Every name render() may give a file.
-LAUNCH_FILES = frozenset({"launch.sh", "megatron_args.yaml", "ds_config.json", "pipeline_split.json"})
+_MEGATRON_FILES = {"launch.sh", "sbatch.sh", "megatron_args.yaml", "mcore.yaml", "mcore_config.py"}
+LAUNCH_FILES = frozenset(_MEGATRON_FILES | {"ds_config.json", "pipeline_split.json"})
 
 
 def render(plan: Plan, model: Model, cluster: Cluster, job: Job) -> dict[str, str]:
