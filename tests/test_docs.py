@@ -167,6 +167,9 @@ def test_plans_shown_are_those_found(
     printed = capsys.readouterr().out
     grids = [re.findall(r"^pp \d.*$", text, re.MULTILINE) for text in (output, printed)]
     assert grids[0] == grids[1]
+    for folder in tmp_path.iterdir():  # where the page lists what was written
+        listed = re.findall(rf"^\$ ls {folder.name}\n(.*?)^```$", read(DOCS / "tutorial/first-plan.md"), re.M | re.S)
+        assert [text.split() for text in listed] == [sorted(path.name for path in folder.iterdir())]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference/plan.md"])
