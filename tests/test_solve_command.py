@@ -115,7 +115,6 @@ def test_magnitudes_far_apart(path: Path, seed: int) -> None:
     check_answer(problem, code, stdout, "auto")
 
 
-@pytest.mark.xfail(strict=True, reason="the per-layer model is scaled by the fastest strategies: HiGHS breaks down")
 def test_magnitudes_far_apart_on_graphs(path: Path) -> None:
     for seed in range(60):
         problem = spread(seed, decades=13, skips=True)

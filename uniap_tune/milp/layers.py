@@ -13,12 +13,14 @@ Everything is scaled to order one and there is no big-M.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pulp
 
+from uniap_tune.chain import solve_chain
+from uniap_tune.deadline import Deadline
 from uniap_tune.milp.solvers import Limits, MilpAnswer, MilpSolver, lin_sum, solve_model
 from uniap_tune.problem import (
     Assignment,
@@ -47,14 +49,17 @@ def solve_layers(problem: Problem, solver: MilpSolver, limits: Limits) -> Soluti
     name = str(solver)
     if problem.num_stages > problem.num_layers:
         return infeasible(name)
-    model = build(problem)
+    frame = _frame(problem, limits)
+    if frame.status is not Status.LIMIT:  # settled without a model
+        return replace(frame, solver=name)
+    model = build(problem, frame.objective_s)
     while True:
         answer = solve_model(model.lp, solver, limits)
         if answer.status is Status.INFEASIBLE:
             return infeasible(name)
-        bound = max(answer.bound, 0.0) * model.time_scale
+        bound = max(answer.bound * model.time_scale, frame.bound_s)
         if not answer.has_point:
-            return Solution(Status.LIMIT, None, math.inf, bound, name)
+            return replace(frame, bound_s=min(bound, frame.objective_s), solver=name)
         assignment = _decode(problem, model)
         value = evaluate(problem, assignment)
         broken = [i for i, size in enumerate(value.stage_bytes) if not problem.fits(size)]
@@ -62,6 +67,27 @@ def solve_layers(problem: Problem, solver: MilpSolver, limits: Limits) -> Soluti
             return _solution(answer, assignment, value.objective_s, bound, name)
         for i in broken:
             _forbid(problem, model, assignment, i)
+
+
+def _frame(problem: Problem, limits: Limits) -> Solution:
+    """What is known before the MILP: a bound and, where it is cheap, a plan. Its status is ``limit`` unless that
+    settles the problem.
+
+    Edges need no memory and cost no time when left out: the chain without the other edges decides feasibility and
+    bounds the objective from below, and its plan, with all edges charged, bounds it from above. The model is scaled by
+    that and leaves out what alone costs more: without it seconds of very different sizes break the solvers down.
+    """
+    name = ""
+    if problem.is_chain:
+        return Solution(Status.LIMIT, None, math.inf, 0.0, name)
+    edges = tuple(edge for edge in problem.edges if edge.target == edge.source + 1)
+    chain = solve_chain(replace(problem, edges=edges), deadline=Deadline.after(limits.seconds))
+    if chain.assignment is None:
+        return replace(chain, solver=name)
+    value = evaluate(problem, chain.assignment).objective_s
+    settled = value <= chain.bound_s * (1 + 1e-12)
+    status = Status.OPTIMAL if settled else Status.LIMIT
+    return Solution(status, chain.assignment, value, min(chain.bound_s, value), name)
 
 
 def _solution(answer: MilpAnswer, assignment: Assignment, objective: float, bound: float, name: str) -> Solution:
@@ -75,17 +101,28 @@ class LayerModel:
 
     lp: Any
     time_scale: float
+    known_s: float
     x: dict[tuple[int, int], list[Var]] = field(default_factory=dict)
     stage_terms: dict[int, list[Expr]] = field(default_factory=dict)
     link_terms: dict[int, list[Expr]] = field(default_factory=dict)
 
 
-def build(problem: Problem) -> LayerModel:
-    """The model: see the module docstring; rows are added by the functions below."""
-    model = LayerModel(pulp.LpProblem("uniap", pulp.LpMinimize), _time_scale(problem))
+def build(problem: Problem, known_s: float = math.inf) -> LayerModel:
+    """The model: see the module docstring; rows are added by the functions below.
+
+    ``known_s`` is the objective of a known plan: variables that alone cost more are fixed to zero.
+    """
+    scale = known_s / (problem.num_stages + problem.num_microbatches - 1)
+    model = LayerModel(
+        pulp.LpProblem("uniap", pulp.LpMinimize), scale if 0 < scale < math.inf else _time_scale(problem), known_s
+    )
     for u, table in enumerate(problem.layers):
+        alone = problem.num_microbatches * table.time_s + table.step_time_s
         for i in _stages(problem, u):
-            model.x[u, i] = [pulp.LpVariable(f"x_{u}_{i}_{k}", cat=pulp.LpBinary) for k in range(table.num_strategies)]
+            model.x[u, i] = [
+                pulp.LpVariable(f"x_{u}_{i}_{k}", 0, int(alone[k] <= known_s * _ROOM), cat=pulp.LpInteger)
+                for k in range(table.num_strategies)
+            ]
     for i in range(problem.num_stages):
         model.stage_terms[i] = [
             float(a) / model.time_scale * var
@@ -231,6 +268,8 @@ def _path(problem: Problem, model: LayerModel, edge: EdgeTable) -> None:
                 continue
             for a in _layouts(problem, u):
                 for b in _layouts(problem, v):
+                    if problem.num_microbatches * cost[a, b] > model.known_s * _ROOM:
+                        continue
                     var = pulp.LpVariable(f"{kind}_{u}_{i}_{a}_{b}", lowBound=0)
                     out.setdefault((i, a), []).append(var)
                     into.setdefault((j, b), []).append(var)
@@ -270,7 +309,12 @@ def _carry(
         return
     supply = {a: lin_sum(_with_layout(problem, model, u, i, a) for i in sides[0]) for a in _layouts(problem, u)}
     demand = {b: lin_sum(_with_layout(problem, model, v, i, b) for i in sides[1]) for b in _layouts(problem, v)}
-    flow = {(a, b): pulp.LpVariable(f"{name}_{a}_{b}", lowBound=0) for a in supply for b in demand}
+    dear = model.known_s * _ROOM / problem.num_microbatches
+    flow = {
+        (a, b): pulp.LpVariable(f"{name}_{a}_{b}", lowBound=0, upBound=None if cost[a, b] <= dear else 0)
+        for a in supply
+        for b in demand
+    }
     model.lp += lin_sum(flow.values()) >= lin_sum(supply.values()) + lin_sum(demand.values()) - 1
     for a in supply:
         model.lp += lin_sum(flow[a, b] for b in demand) <= supply[a]

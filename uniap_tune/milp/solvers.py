@@ -82,6 +82,7 @@ def _highs(lp: Any, limits: Limits) -> MilpAnswer:
             primal_feasibility_tolerance=_TOLERANCE,
             dual_feasibility_tolerance=_TOLERANCE,
             mip_feasibility_tolerance=_TOLERANCE,
+            small_matrix_value=1e-12,  # the least it allows; smaller coefficients count as zero
         )
     )
     model = lp.solverModel
