@@ -24,6 +24,8 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "data", "schedule", "deadline", "templates", "mcore", "megatron_layout"),
     ("megatron_facts",),
+    ("megatron_rule",),
+    ("megatron_states",),
     ("megatron_rules",),
     ("spec", "files"),
     ("hardware", "graph", "strategy"),

@@ -7,59 +7,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
+import uniap_tune.megatron_states  # noqa: F401 - registers its rules
 from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron_rule import RULES, Violation, rule
+
+__all__ = ["RULES", "Violation", "violations"]
 
 _VIRTUAL = ("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank")
 _ENDS = ("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers")
 _ACCOUNTS = ("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split")
 
-Check = Callable[[MegatronFacts], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A check that returns what is wrong, or nothing. ``accepted``: Megatron's own validation lets it pass."""
-
-    name: str
-    source: str
-    accepted: bool
-    check: Check
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A broken rule."""
-
-    rule: Rule
-    message: str
-
-    def __str__(self) -> str:
-        verdict = "Megatron accepts it and fails later" if self.rule.accepted else "Megatron refuses it"
-        return f"{self.message} ({verdict}; {self.rule.source})"
-
-
-RULES: list[Rule] = []
-
 
 def violations(facts: MegatronFacts) -> tuple[Violation, ...]:
     """Every rule that a configuration breaks."""
     found = []
-    for rule in RULES:
-        message = rule.check(facts)
+    for known in RULES:
+        message = known.check(facts)
         if message:
-            found.append(Violation(rule, message))
+            found.append(Violation(known, message))
     return tuple(found)
-
-
-def _rule(source: str, *, accepted: bool = False) -> Callable[[Check], Check]:
-    def register(check: Check) -> Check:
-        RULES.append(Rule(check.__name__, source, accepted, check))
-        return check
-
-    return register
 
 
 def _given(facts: MegatronFacts, names: tuple[str, ...]) -> list[str]:
@@ -69,21 +35,21 @@ def _given(facts: MegatronFacts, names: tuple[str, ...]) -> list[str]:
 # -- degrees ----------------------------------------------------------------------------------------------------------
 
 
-@_rule("arg:432")
+@rule("arg:432")
 def grid_divides_world(facts: MegatronFacts) -> str:
     """TP x PP x CP divides the number of devices."""
     tp, pp, cp, world = facts.tp, facts.pp, facts.cp, facts.world
     return f"tp({tp}) * pp({pp}) * cp({cp}) does not divide {world} devices" if world % (tp * pp * cp) else ""
 
 
-@_rule("TC:1446")
+@rule("TC:1446")
 def heads_divide(facts: MegatronFacts) -> str:
     """TP divides the attention heads."""
     heads = facts.count("num-attention-heads")
     return f"{heads} attention heads do not divide over tp({facts.tp})" if heads % facts.tp else ""
 
 
-@_rule("TC:1461")
+@rule("TC:1461")
 def groups_divide(facts: MegatronFacts) -> str:
     """Key-value heads are a multiple or a divisor of TP."""
     if not facts.on("group-query-attention"):
@@ -92,14 +58,14 @@ def groups_divide(facts: MegatronFacts) -> str:
     return f"{groups} query groups are no multiple or divisor of tp({tp})" if groups % tp and tp % groups else ""
 
 
-@_rule("tensor_parallel/layers.py, ColumnParallelLinear", accepted=True)
+@rule("tensor_parallel/layers.py, ColumnParallelLinear", accepted=True)
 def feed_forward_divides(facts: MegatronFacts) -> str:
     """TP divides the MLP's width."""
     width = facts.optional("ffn-hidden-size")
     return f"ffn-hidden-size {width} does not divide over tp({facts.tp})" if width and width % facts.tp else ""
 
 
-@_rule("tensor_parallel/mappings.py, _reduce_scatter_along_first_dim", accepted=True)
+@rule("tensor_parallel/mappings.py, _reduce_scatter_along_first_dim", accepted=True)
 def sequence_divides(facts: MegatronFacts) -> str:
     """With sequence parallelism TP divides a rank's part of the sequence."""
     length, ways = facts.count("seq-length"), facts.tp * facts.cp
@@ -108,7 +74,7 @@ def sequence_divides(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("arg:1441")
+@rule("arg:1441")
 def overlap_needs_sequence_parallel(facts: MegatronFacts) -> str:
     """Tensor-parallel overlap works on sequence-parallel tensors."""
     if facts.on("tp-comm-overlap") and not facts.sequence_parallel:
@@ -116,7 +82,7 @@ def overlap_needs_sequence_parallel(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("arg:1477")
+@rule("arg:1477")
 def one_queue(facts: MegatronFacts) -> str:
     """Before Blackwell, TP and CP need CUDA_DEVICE_MAX_CONNECTIONS=1, so that collectives start in order."""
     if facts.tp * facts.cp == 1 or not facts.single_queue or facts.zero > 1:
@@ -125,14 +91,14 @@ def one_queue(facts: MegatronFacts) -> str:
     return "" if value == "1" else f"{CONNECTIONS} is {value or 'not set'}; tensor and context parallelism need 1"
 
 
-@_rule("arg:1336")
+@rule("arg:1336")
 def context_divides(facts: MegatronFacts) -> str:
     """2 x CP divides the sequence: each rank has a chunk of the front and one of the back."""
     length, cp = facts.count("seq-length"), facts.cp
     return f"a sequence of {length} does not divide over 2 * cp({cp})" if cp > 1 and length % (2 * cp) else ""
 
 
-@_rule("TransformerEngine, attention with cp_comm_type a2a", accepted=True)
+@rule("TransformerEngine, attention with cp_comm_type a2a", accepted=True)
 def context_heads(facts: MegatronFacts) -> str:
     """All-to-all context parallelism gives every rank some heads."""
     if facts.cp == 1 or facts.text("cp-comm-type").split(" ")[0] != "a2a":
@@ -141,7 +107,7 @@ def context_heads(facts: MegatronFacts) -> str:
     return f"--cp-comm-type a2a: {heads} heads do not divide over tp * cp = {ways}" if heads % ways else ""
 
 
-@_rule("num_microbatches_calculator.py")
+@rule("num_microbatches_calculator.py")
 def batch_divides(facts: MegatronFacts) -> str:
     """Micro-batch x DP divides the global batch."""
     samples = facts.micro_batch * facts.dp
@@ -150,7 +116,7 @@ def batch_divides(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("num_microbatches_calculator.py")
+@rule("num_microbatches_calculator.py", accepted=True)
 def rampup_divides(facts: MegatronFacts) -> str:
     """Micro-batch x DP divides the first batch and the steps of a batch-size ramp."""
     words = facts.text("rampup-batch-size").split()
@@ -165,7 +131,7 @@ def rampup_divides(facts: MegatronFacts) -> str:
 # -- pipeline ---------------------------------------------------------------------------------------------------------
 
 
-@_rule("arg:997")
+@rule("arg:997")
 def layers_divide(facts: MegatronFacts) -> str:
     """PP divides the layers, unless the split is given otherwise."""
     if _given(facts, ("pipeline-model-parallel-layout", *_ENDS, *_ACCOUNTS)) or facts.num_layers % facts.pp == 0:
@@ -173,7 +139,7 @@ def layers_divide(facts: MegatronFacts) -> str:
     return f"{facts.num_layers} layers do not divide over pp({facts.pp})"
 
 
-@_rule("arg:928")
+@rule("arg:928")
 def layout_excludes_virtual(facts: MegatronFacts) -> str:
     """A layout says the virtual stages itself."""
     others = _given(facts, _VIRTUAL)
@@ -182,7 +148,7 @@ def layout_excludes_virtual(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("TC:2245")
+@rule("TC:2245")
 def layout_excludes_ends(facts: MegatronFacts) -> str:
     """A layout says the first and last stage itself."""
     others = _given(facts, (*_ENDS, *_ACCOUNTS))
@@ -191,7 +157,7 @@ def layout_excludes_ends(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("arg:945, pipeline_parallel_layer_layout.py:283-321")
+@rule("arg:945, pipeline_parallel_layer_layout.py:283-321")
 def layout_is_whole(facts: MegatronFacts) -> str:
     """A layout has the grammar, a multiple of PP stages, E first, L last, and all the layers."""
     try:
@@ -202,7 +168,7 @@ def layout_is_whole(facts: MegatronFacts) -> str:
     return f"--pipeline-model-parallel-layout: {faults}" if faults else ""
 
 
-@_rule("TC:2341-2353")
+@rule("TC:2341-2353")
 def middle_divides(facts: MegatronFacts) -> str:
     """What the first and last stage leave divides over the others."""
     if not _given(facts, _ENDS) or facts.text("pipeline-model-parallel-layout"):
@@ -215,7 +181,7 @@ def middle_divides(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("TC:2370-2415")
+@rule("TC:2370-2415")
 def accounted_divides(facts: MegatronFacts) -> str:
     """Layers plus embedding and loss divide over the stages; first and last counts are excluded."""
     counted = _given(facts, _ACCOUNTS)
@@ -229,7 +195,7 @@ def accounted_divides(facts: MegatronFacts) -> str:
     )
 
 
-@_rule("arg:1000")
+@rule("arg:1000")
 def virtual_needs_pipeline(facts: MegatronFacts) -> str:
     """Interleaving needs two stages, three without overlapped sends."""
     given = _given(facts, _VIRTUAL)
@@ -237,21 +203,21 @@ def virtual_needs_pipeline(facts: MegatronFacts) -> str:
     return f"{given[0]} needs at least {least} pipeline stages" if given and facts.pp < least else ""
 
 
-@_rule("arg:928")
+@rule("arg:928")
 def one_virtual_flag(facts: MegatronFacts) -> str:
     """Virtual stages are said once."""
     given = _given(facts, _VIRTUAL)
     return f"{' and '.join(given)} exclude each other" if len(given) > 1 else ""
 
 
-@_rule("arg:955")
+@rule("arg:955")
 def ends_need_virtual_count(facts: MegatronFacts) -> str:
     """With a first or last stage of its own size, virtual stages are counted, not sized."""
     ends = _given(facts, _ENDS)
     return f"{ends[0]} excludes --{_VIRTUAL[0]}: give --{_VIRTUAL[1]}" if ends and facts.count(_VIRTUAL[0], 0) else ""
 
 
-@_rule("arg:972")
+@rule("arg:972")
 def virtual_size_divides(facts: MegatronFacts) -> str:
     """The size of a virtual stage divides a stage's layers."""
     size = facts.count(_VIRTUAL[0], 0)
@@ -261,7 +227,7 @@ def virtual_size_divides(facts: MegatronFacts) -> str:
     return f"{share} layers of a stage are no multiple of {size} a virtual stage" if share % size else ""
 
 
-@_rule("transformer_block.py, get_num_layers_to_build", accepted=True)
+@rule("transformer_block.py, get_num_layers_to_build", accepted=True)
 def virtual_count_divides(facts: MegatronFacts) -> str:
     """The number of virtual stages divides a stage's layers."""
     chunks = facts.count(_VIRTUAL[1], 0)
@@ -271,7 +237,7 @@ def virtual_count_divides(facts: MegatronFacts) -> str:
     return f"{share} layers of a stage do not divide over {chunks} virtual stages" if share % chunks else ""
 
 
-@_rule("sch:1160")
+@rule("sch:1160", accepted=True)
 def group_size(facts: MegatronFacts) -> str:
     """Interleaved micro-batches come in groups of N, PP <= N <= M, and the last group has PP at least."""
     size = facts.optional("microbatch-group-size-per-virtual-pipeline-stage")
@@ -283,7 +249,7 @@ def group_size(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("sch:1160", accepted=True)
+@rule("sch:1160", accepted=True)
 def enough_microbatches(facts: MegatronFacts) -> str:
     """Interleaving needs as many micro-batches as stages, and the last group has PP at least."""
     if _virtual(facts) == 1 or "microbatch-group-size-per-virtual-pipeline-stage" in facts.arguments:
@@ -304,20 +270,20 @@ def _virtual(facts: MegatronFacts) -> int:
 # -- experts ----------------------------------------------------------------------------------------------------------
 
 
-@_rule("arg:1657")
+@rule("arg:1657")
 def experts_divide(facts: MegatronFacts) -> str:
     """EP divides the experts."""
     experts, ep = facts.count("num-experts", 0), facts.ep
     return f"{experts} experts do not divide over ep({ep})" if experts and experts % ep else ""
 
 
-@_rule("TC:1595")
+@rule("TC:1595")
 def expert_parallelism_needs_experts(facts: MegatronFacts) -> str:
     """EP needs experts."""
     return f"ep({facts.ep}) without --num-experts" if facts.ep > 1 and not facts.count("num-experts", 0) else ""
 
 
-@_rule("ps:881", accepted=True)
+@rule("ps:881", accepted=True)
 def expert_grid_divides_world(facts: MegatronFacts) -> str:
     """The experts' own grid, ETP x EP x PP, divides the number of devices."""
     if not facts.count("num-experts", 0):
@@ -327,7 +293,7 @@ def expert_grid_divides_world(facts: MegatronFacts) -> str:
     return f"{text} does not divide {facts.world} devices" if facts.world % grid else ""
 
 
-@_rule("TC:2611")
+@rule("TC:2611")
 def expert_bias(facts: MegatronFacts) -> str:
     """Experts with biases cannot be split by tensor parallelism."""
     if facts.count("num-experts", 0) and facts.etp > 1 and not facts.on("disable-bias-linear"):
@@ -335,7 +301,7 @@ def expert_bias(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("moe/moe_layer.py:636", accepted=True)
+@rule("moe/moe_layer.py:636", accepted=True)
 def experts_need_sequence_parallel(facts: MegatronFacts) -> str:
     """Training experts with TP needs sequence parallelism."""
     if facts.count("num-experts", 0) and facts.tp > 1 and not facts.on("sequence-parallel"):
@@ -343,7 +309,7 @@ def experts_need_sequence_parallel(facts: MegatronFacts) -> str:
     return ""
 
 
-@_rule("TC:3002-3023")
+@rule("TC:3002-3023")
 def expert_overlap(facts: MegatronFacts) -> str:
     """Overlapping the experts' all-to-all needs EP, interleaving with PP, and no full recompute."""
     if not facts.on("overlap-moe-expert-parallel-comm"):
@@ -355,108 +321,3 @@ def expert_overlap(facts: MegatronFacts) -> str:
     if facts.recompute == "full":
         return "--overlap-moe-expert-parallel-comm excludes full recompute"
     return ""
-
-
-# -- states -----------------------------------------------------------------------------------------------------------
-
-
-@_rule("arg:1024")
-def param_gather_overlap(facts: MegatronFacts) -> str:
-    """Overlapping the parameter gather needs sharded states and overlapped gradients."""
-    if not facts.on("overlap-param-gather"):
-        return ""
-    if facts.zero == 0:
-        return "--overlap-param-gather needs --use-distributed-optimizer"
-    return "" if facts.on("overlap-grad-reduce") else "--overlap-param-gather needs --overlap-grad-reduce"
-
-
-@_rule("arg:1169")
-def fsdp_checkpoint(facts: MegatronFacts) -> str:
-    """Megatron-FSDP writes one format of checkpoints."""
-    if facts.on("use-megatron-fsdp") and facts.text("ckpt-format") != "fsdp_dtensor":
-        return "--use-megatron-fsdp needs --ckpt-format fsdp_dtensor"
-    return ""
-
-
-@_rule("arg:1166")
-def fsdp_queues(facts: MegatronFacts) -> str:
-    """Megatron-FSDP needs more than one work queue for its gathers to overlap."""
-    if facts.on("use-megatron-fsdp") and facts.environment.get(CONNECTIONS) == "1":
-        return f"--use-megatron-fsdp needs {CONNECTIONS} other than 1"
-    return ""
-
-
-@_rule("arg:1095")
-def fp8_gather(facts: MegatronFacts) -> str:
-    """Gathering parameters in FP8 needs sharded states."""
-    if facts.on("fp8-param-gather") and facts.zero == 0:
-        return "--fp8-param-gather needs --use-distributed-optimizer"
-    return ""
-
-
-@_rule("optimizer/__init__.py:1057", accepted=True)
-def precision_aware(facts: MegatronFacts) -> str:
-    """Narrow optimizer states live in the distributed optimizer."""
-    if facts.on("use-precision-aware-optimizer") and facts.zero == 0:
-        return "--use-precision-aware-optimizer needs --use-distributed-optimizer"
-    return ""
-
-
-@_rule("arg:1884")
-def offloaded_optimizer(facts: MegatronFacts) -> str:
-    """Offloaded optimizer states need the precision-aware optimizer."""
-    if facts.on("optimizer-cpu-offload") and not facts.on("use-precision-aware-optimizer"):
-        return "--optimizer-cpu-offload needs --use-precision-aware-optimizer"
-    return ""
-
-
-@_rule("ps:924", accepted=True)
-def optimizer_instances(facts: MegatronFacts) -> str:
-    """Optimizer instances divide the data-parallel ranks."""
-    instances, ranks = facts.count("num-distributed-optimizer-instances"), facts.dp * facts.cp
-    return f"{instances} optimizer instances do not divide dp * cp = {ranks}" if ranks % instances else ""
-
-
-# -- activations ------------------------------------------------------------------------------------------------------
-
-
-@_rule("TC:1911-1923")
-def full_needs_method(facts: MegatronFacts) -> str:
-    """Full recompute needs a method and a number of layers."""
-    if facts.recompute == "full" and len(facts.recompute_details) < 2:
-        return "--recompute-granularity full needs --recompute-method and --recompute-num-layers"
-    return ""
-
-
-@_rule("arg:1425, TC:1925-1931")
-def selective_forbids_method(facts: MegatronFacts) -> str:
-    """Selective recompute has neither."""
-    if facts.recompute == "selective" and facts.recompute_details:
-        return f"selective recompute excludes --{facts.recompute_details[0]}"
-    return ""
-
-
-@_rule("transformer_block.py, _checkpointed_forward", accepted=True)
-def recompute_fits_chunk(facts: MegatronFacts) -> str:
-    """Megatron clamps the number of recomputed layers to those of a chunk."""
-    asked = facts.count("recompute-num-layers", 0)
-    if facts.recompute != "full" or not asked:
-        return ""
-    try:
-        most = max(facts.chunks)
-    except ValueError:  # what is wrong with the split another rule says
-        return ""
-    return f"--recompute-num-layers {asked} is more than the {most} layers of a chunk" if asked > most else ""
-
-
-@_rule("TC:1884-1898")
-def offloaded_layers(facts: MegatronFacts) -> str:
-    """Offloaded activations exclude pipelines and recompute, and leave a layer."""
-    layers = facts.count("cpu-offloading-num-layers", 0)
-    if not layers:
-        return ""
-    if facts.pp > 1:
-        return "--cpu-offloading-num-layers excludes pipeline parallelism"
-    if facts.recompute:
-        return "--cpu-offloading-num-layers excludes recompute"
-    return "" if layers < facts.num_layers else f"--cpu-offloading-num-layers must be below {facts.num_layers}"
