@@ -68,7 +68,6 @@ class Plan:
         micro_batch_size: samples of a micro-batch on one data-parallel replica (of the first layer).
         inputs: everything the plan was made from, JSON-ready, and its hash.
         assumptions: what the model leaves out or supposes, one sentence each.
-        restrictions: for each other target asked about, its optimum relative to this one.
     """
 
     status: str

@@ -26,7 +26,7 @@ from uniap_tune.solvers import AUTO, COLUMNS, solve, solver_named
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Cluster, Job, Model, Position
 from uniap_tune.strategy import CAPABILITIES, Target
-from uniap_tune.targets import require_supported
+from uniap_tune.targets import require_supported, unsupported
 from uniap_tune.units import format_bytes
 
 # The gap a plan is proven to; within it the simulated step decides.
@@ -322,16 +322,26 @@ def assumptions(request: Request) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def restriction_prices(request: Request, best_s: float, targets: tuple[Target, ...]) -> Mapping[str, float | None]:
-    """For each target, how much longer (relative) its best plan takes under the same prices; ``None``: none fits."""
+def restriction_prices(
+    request: Request, best_s: float, targets: tuple[Target, ...], deadline: Deadline | None = None
+) -> Mapping[str, float | None]:
+    """For each target, how much longer (relative) its best plan takes under the same prices.
+
+    ``None``: it has none, because none fits or it cannot train the model. Targets that time runs out for are left out.
+    """
+    deadline = deadline or Deadline()
     prices: dict[str, float | None] = {}
     knobs = request.knobs
     if "cp" not in {*knobs.fix, *knobs.maximum}:  # compare within the space of the request, which left cp out
         knobs = replace(knobs, maximum={**knobs.maximum, "cp": 1})
     for target in targets:
+        if unsupported(request.model, request.job, target):
+            prices[str(target)] = None
+            continue
         space, pricer = build(replace(request, target=target, knobs=knobs), priced_as=request.target)
-        result = search(space, pricer)
-        prices[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
+        result = search(space, pricer, SearchOptions(deadline=deadline))
+        if result.status is not Status.LIMIT:
+            prices[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
     return prices
 
 

@@ -49,14 +49,13 @@ def _leanest(families: list[Family]) -> Iterator[Family]:
 
 def relaxations(space: Space, pricer: Pricer, limit_bytes: float) -> tuple[str, ...]:
     """One sentence for each change that alone makes a plan fit, in the order of how little it takes."""
-    reserved = pricer.costs.reserved_bytes()
     cluster, job = space.cluster, space.job
 
     def fits(changed: Space) -> bool:
         costs = CostModel(
             changed.model, changed.cluster, changed.job, changed.capabilities, runtime=pricer.costs.runtime
         )
-        room = limit_bytes - reserved
+        room = limit_bytes - costs.reserved_bytes()  # more nodes reserve more
         changed_pricer = Pricer(pricer.graph, costs, changed.job.global_batch, room)
         return memory_needed(changed, changed_pricer, enough=room) <= room
 

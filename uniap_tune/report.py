@@ -51,9 +51,10 @@ def print_planning(
         label = "Runner-up" if number == 2 else f"No. {number}"
         _sentence(out, label, f"{_slower(other, plan)}: {grid(other)}")
     if len(planning.plans) == 1:
-        _sentence(out, "Runner-up", "none: no other configuration fits")
+        finished = plan.status == "optimal"
+        _sentence(out, "Runner-up", "none: no other configuration fits" if finished else "not found in the time given")
     for target, price in prices.items():
-        cost = "cannot run any plan that fits" if price is None else f"{format_percent(price)} slower at best"
+        cost = "cannot run this model in this memory" if price is None else f"{format_percent(price)} slower at best"
         _sentence(out, target.capitalize(), cost)
     _sentence(out, "Proof", _proof(planning))
     _sentence(out, "Not modelled", " ".join(plan.assumptions))

@@ -47,6 +47,7 @@ class Outcome(StrEnum):
     SOLVED = "solved"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"
+    OPEN = "open"  # stopped before it was decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +325,14 @@ class Search:
 
     def _records(self) -> Iterator[PairRecord]:
         """Of each (pp, c), the least bound of its families and the best plan found."""
+        best = min((x.objective_s for x in self.best.values()), default=math.inf)
         for (pp, c), bound in sorted(self.bounds.items()):
             values = [x.objective_s for x in self.best.values() if (x.pp, x.num_microbatches) == (pp, c)]
             objective = min(values, default=None)
             if math.isinf(bound):
                 outcome = Outcome.INFEASIBLE
             elif objective is None:
-                outcome = Outcome.PRUNED
+                outcome = Outcome.PRUNED if bound >= best * (1 - TIE) else Outcome.OPEN
             else:
                 outcome = Outcome.SOLVED
             yield PairRecord(pp, c, outcome, bound, objective)

@@ -141,7 +141,7 @@ class Recomputed:
 
 
 def recompute(problem: Problem, assignment: Assignment) -> Recomputed:
-    """Re-evaluate an assignment by the definition in DESIGN §3 (docs/explanation/solver.md), stage by stage."""
+    """Re-evaluate an assignment by the definition in docs/explanation/solver.md, stage by stage."""
     count, c = problem.num_stages, problem.num_microbatches
     members = [[u for u, s in enumerate(assignment.stage) if s == i] for i in range(count)]
     works, updates, sizes = [], [], []

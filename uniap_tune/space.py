@@ -58,6 +58,10 @@ def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str]) -> Knobs:
         if knob == "recompute":
             raise InputError("--max recompute: recompute has no order", fix="use --forbid recompute=full")
         caps[knob] = int(value)
+    names = [text.partition("=")[0] for text in fix]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--fix {twice} is given twice", fix="give each knob one value")
     return Knobs(
         fix=dict(_split(text, "--fix") for text in fix),
         maximum=caps,

@@ -81,7 +81,7 @@ _RECOMPUTE_ORDER = {Recompute.NONE: 0, Recompute.SELECTIVE: 1, Recompute.FULL: 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a target can run; the search obeys it (DESIGN: targets are constraints).
+    """What a target can run; the search obeys it (targets are constraints).
 
     Attributes:
         uniform: one (tp, cp, dp, zero) for all layers of the model.

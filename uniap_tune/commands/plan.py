@@ -107,7 +107,7 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
     prices: dict[str, float | None] = {}
     if request.target is Target.ANY and not deadline.is_over():
         others = (Target.MEGATRON, Target.DEEPSPEED)
-        prices = dict(restriction_prices(request, planning.plan.objective_s, others))
+        prices = dict(restriction_prices(request, planning.plan.objective_s, others, deadline))
     return planning, prices
 
 

@@ -50,8 +50,6 @@ _FRAGMENTATION = 0.025
 _DETERMINISTIC_WORKSPACE_MIB = 32.0
 # Border tensors a stage keeps for receiving and sending [Empirical].
 _BORDER_BUFFERS = 3.4
-# Freed but fragmented blocks of the caching allocator, as a fraction of the device's memory [Empirical].
-_FRAGMENTATION = 0.03
 # Kernels of a backward pass for each of the forward pass [Empirical].
 _BACKWARD_KERNELS = 1.25
 # Bytes a parameter moves in the optimizer step: the gradient is read for its norm (4) and scaled by the clipping factor
