@@ -169,6 +169,11 @@ def reference(model: nn.Module, config: dict[str, Any], steps: int, ranks: int) 
     return losses
 
 
+def say(text: str) -> None:
+    """A line of its own on stdout, whole, whatever other ranks write at the same time."""
+    os.write(1, f"\n{text}\n".encode())
+
+
 def run(args: argparse.Namespace, path: str) -> None:
     """Train by one configuration, and beside DeepSpeed."""
     config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -189,13 +194,13 @@ def run(args: argparse.Namespace, path: str) -> None:
     config["train_micro_batch_size_per_gpu"] = engine.train_micro_batch_size_per_gpu()
     if args.model == "pipeline":
         losses = train_pipeline(engine, config, args.steps)
-        print(f"STAGE {engine.stage_id} {len(engine.module.forward_funcs)} layers of {model.parts}")
+        say(f"STAGE {engine.stage_id} {len(engine.module.forward_funcs)} layers of {model.parts}")
     else:
         losses = train(engine, config, args.steps, tensor)
     if torch.distributed.get_rank() == 0:
         plain = Llama() if args.model == "llama" else Whole(gpt(args.blocks))
-        print(f"LOSSES {Path(path).name} {json.dumps(losses)}")
-        print(f"REFERENCE {Path(path).name} {json.dumps(reference(plain, config, args.steps, ranks))}")
+        say(f"LOSSES {Path(path).name} {json.dumps(losses)}")
+        say(f"REFERENCE {Path(path).name} {json.dumps(reference(plain, config, args.steps, ranks))}")
 
 
 def pipeline(args: argparse.Namespace) -> Any:
