@@ -97,7 +97,9 @@ def problems(
     if not chain:
         pairs |= {(u, v) for u in range(n) for v in range(u + 2, n) if rng.random() < 0.5}
     edges = tuple(
-        EdgeTable(u, v, values(num_layouts, num_layouts, unit=unit_s / 2), values(num_layouts, num_layouts, unit=unit_s))
+        EdgeTable(
+            u, v, values(num_layouts, num_layouts, unit=unit_s / 2), values(num_layouts, num_layouts, unit=unit_s)
+        )
         for u, v in sorted(pairs)
     )
     rule = None
