@@ -75,11 +75,15 @@ class Launch:
 
 @dataclass(slots=True)
 class ScriptRun:
-    """Everything found in a script and the files it sources. ``skipped``: arguments in branches not followed."""
+    """Everything found in a script and the files it sources.
+
+    ``skipped``: arguments in branches not followed; ``unfollowed``: why a branch that starts python was not.
+    """
 
     files: list[SourceFile] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     skipped: dict[str, tuple[Origin, str]] = field(default_factory=dict)
+    unfollowed: str = ""
 
     def where(self, origin: Origin | None) -> str:
         """``file:line`` of an origin."""
@@ -255,6 +259,8 @@ class _Runner:
             words += assign.value if isinstance(assign.value, tuple) else [assign.value]
             if not is_array and not assign.append:
                 self.variables[assign.name] = Variable([unknown(f"${assign.name} ({reason})")])
+        if any((word.bare or "").endswith(".py") for word in words):
+            self.result.unfollowed = reason
         for name, offset in literal_text(words):
             self.result.skipped.setdefault(name, (Origin(self.current, offset, offset + len(name)), reason))
 

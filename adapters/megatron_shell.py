@@ -248,7 +248,7 @@ def _training(run: ScriptRun) -> Launch:
         )
     raise InputError(
         f"{run.files[0].name}: starts no python training script",
-        why="no command with a .py file was found",
+        why=run.unfollowed or "no command with a .py file was found",
         fix="give the script that calls torchrun, or read it with --execute",
     )
 

@@ -103,6 +103,15 @@ def test_arguments_under_a_condition_nobody_knows(tmp_path: Path) -> None:
         read_shell(path)
 
 
+def test_a_launch_under_a_condition_nobody_knows(tmp_path: Path) -> None:
+    path = tmp_path / "r.sh"
+    path.write_text(f"if [[ $BATCH -eq 0 ]]; then\n  torchrun train.py {MODEL} {BATCH}\nfi\n")
+    with pytest.raises(InputError, match=r"starts no python training script") as caught:
+        read_shell(path)
+    assert caught.value.why == f"the condition at {path}:1 is not known"
+    assert read_shell(path, {"BATCH": "0"}).job.global_batch == 64
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -246,6 +246,13 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["changes"]["set"]
 
 
+def test_a_job_that_cannot_fit_exits_with_three(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", str(RECIPES / "shell/gpt3_175b.sh"), "--cluster", "1x8:l4", "--json"]) == 3
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "infeasible"
+    assert "does not fit" in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

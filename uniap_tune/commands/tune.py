@@ -58,12 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune, or check."""
     from uniap_tune.deadline import Deadline
+    from uniap_tune.errors import InfeasibleError
     from uniap_tune.tuning import tune
 
     recipe, request = _inputs(args)
     if args.check and args.output is not None:
         return _check_against_file(args, recipe, request)
-    tuning = tune(recipe, request, deadline=Deadline.after(args.time_limit))
+    try:
+        tuning = tune(recipe, request, deadline=Deadline.after(args.time_limit))
+    except InfeasibleError as error:
+        if args.json:
+            _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
+        raise
     if args.check:
         return _report_drift(args, recipe, tuning.changes, [])
     files, difference = _files(tuning)
