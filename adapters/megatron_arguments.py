@@ -38,11 +38,6 @@ def read_model(args: Fields, assumptions: list[str]) -> Model:
     position = _position(args)
     rows = count(args, "max-position-embeddings") or required(args, "seq-length")
     norm = _norm(args)
-    head_dim = count(args, "kv-channels")
-    if head_dim is None:
-        if hidden % heads:
-            raise InputError(f"hidden-size {hidden} is not a multiple of its {heads} heads", fix="add kv-channels")
-        head_dim = hidden // heads
     mla = _latent(args, assumptions)
     kv_heads = count(args, "num-query-groups") if flag(args, "group-query-attention") else None
     learned = position is Position.LEARNED
@@ -56,7 +51,7 @@ def read_model(args: Fields, assumptions: list[str]) -> Model:
         ffn_size=count(args, "ffn-hidden-size") or (round(8 * hidden / 3 / 64) * 64 if gated else 4 * hidden),
         num_heads=heads,
         num_kv_heads=heads if mla else kv_heads or heads,
-        head_dim=head_dim,
+        head_dim=_head_dim(args, hidden, heads),
         vocab_size=_vocabulary(args),
         norm=norm,
         norm_bias=norm in (Norm.LAYERNORM, Norm.LAYERNORM_1P),
@@ -82,6 +77,13 @@ def read_model(args: Fields, assumptions: list[str]) -> Model:
         mla=mla,
         mtp_layers=count(args, "mtp-num-layers", least=0) or 0,
     )
+
+
+def _head_dim(args: Fields, hidden: int, heads: int) -> int:
+    head_dim = count(args, "kv-channels")
+    if head_dim is None and hidden % heads:
+        raise InputError(f"hidden-size {hidden} is not a multiple of its {heads} heads", fix="add kv-channels")
+    return head_dim or hidden // heads
 
 
 def _layers(args: Fields) -> int:

@@ -233,8 +233,18 @@ def _print_tuning(tuning: Tuning, difference: str) -> None:
             lines.append(f"gain: {speedup:.2f} times as many steps (predicted, nothing was measured)")
     else:
         lines.append("nothing better was found: the recipe stays as it is")
-    lines += [f"note: {note}" for note in tuning.recipe.notes]
+    lines += [f"note: {note}" for note in _notes(tuning)]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _notes(tuning: Tuning) -> list[str]:
+    """What was assumed, and for which other cluster the recipe was written."""
+    hints, cluster = tuning.recipe.hints, tuning.request.cluster
+    written = (hints.num_nodes or cluster.num_nodes, hints.devices_per_node or cluster.devices_per_node)
+    notes = list(tuning.recipe.notes)
+    if written != (cluster.num_nodes, cluster.devices_per_node):
+        notes.append(f"the recipe was written for {written[0]} nodes with {written[1]} devices each")
+    return notes
 
 
 def _today_line(tuning: Tuning) -> str:
@@ -276,7 +286,7 @@ def _document(tuning: Tuning, difference: str) -> dict[str, Any]:
         },
         "diff": difference,
         "plan": tuning.planning.plan.to_dict() if tuning.planning is not None else None,
-        "notes": list(recipe.notes),
+        "notes": _notes(tuning),
     }
 
 
