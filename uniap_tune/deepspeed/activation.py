@@ -12,7 +12,7 @@ import os
 import site
 import sysconfig
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 from uniap_tune.errors import InputError
@@ -134,11 +134,8 @@ def _own(path: Path, *, owned: bool) -> None:
 
 def _record() -> Path | None:
     """The ``RECORD`` of this package; ``None`` when it was not installed by pip."""
-    try:
-        found: Distribution = distribution("uniap-tune")
-    except PackageNotFoundError:
-        return None
-    for file in found.files or ():
-        if file.name == "RECORD" and file.parent.name.endswith(".dist-info"):
-            return Path(str(found.locate_file(file)))
+    for found in distributions(name="uniap-tune"):  # a checkout in the current folder is one too, without a RECORD
+        for file in found.files or ():
+            if file.name == "RECORD" and file.parent.name.endswith(".dist-info"):
+                return Path(str(found.locate_file(file)))
     return None
