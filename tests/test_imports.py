@@ -64,7 +64,6 @@ OUTSIDE: dict[str, set[str] | None] = {
     "rich": {"report"},
     "jinja2": {"render"},
     "yaml": {"adapters", "render"},
-    "ruamel": {"adapters", "render"},
     "deepspeed": {"deepspeed", "commands"},
     "torch": {"deepspeed"},
 }
