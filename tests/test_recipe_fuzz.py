@@ -10,7 +10,8 @@ from tests.recipe_fuzz import CLUSTER, Damage, survive, survive_all, whole_files
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.cli import main
 
-LIMIT_S = 2.0
+# CPU seconds. The benchmark holds 2; here a busy machine must not fail what is no hang.
+LIMIT_S = 10.0
 
 
 @pytest.mark.parametrize("case", range(len(whole_files())))
