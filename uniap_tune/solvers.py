@@ -21,6 +21,7 @@ class Formulation(StrEnum):
     AUTO = "auto"  # over stage columns for chains, over layers for other graphs
     COLUMNS = "columns"
     LAYERS = "layers"
+    COUNTS = "counts"  # over layers, equal ones aggregated
 
 
 # A problem, a TPI above which plans are of no interest, when to stop, and the problem's bounds.
@@ -72,6 +73,7 @@ def solve_by_milp(
     bounds: ChainBounds | None = None,
 ) -> Solution:
     """The MILP on a solver (``auto`` means HiGHS): over stage columns for chains, over layers for other graphs."""
+    from uniap_tune.milp.counts import solve_counts
     from uniap_tune.milp.layers import solve_layers
     from uniap_tune.milp.master import solve_master
     from uniap_tune.milp.solvers import Limits, MilpSolver
@@ -79,6 +81,8 @@ def solve_by_milp(
     solver = MilpSolver.CBC if name == MilpSolver.CBC else MilpSolver.HIGHS
     left = deadline.left()
     limits = Limits(gap=gap, seconds=None if math.isinf(left) else left)
+    if formulation is Formulation.COUNTS:
+        return solve_counts(problem, solver, limits)
     if problem.is_chain and formulation is not Formulation.LAYERS:
         try:
             return solve_master(problem, solver, limits, cutoff=cutoff, bounds=bounds)

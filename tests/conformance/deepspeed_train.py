@@ -231,6 +231,11 @@ def main() -> None:
         sys.exit(args.fail)
     for path in args.configs or [args.deepspeed_config]:
         run(args, path)
+    # Ranks that tear down at different times can abort in gloo's threads, after all the work is done.
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 main()

@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--formulation",
-        choices=("auto", "columns", "layers"),
+        choices=("auto", "columns", "layers", "counts"),
         default="auto",
-        help="of the MILP: over stage columns (chains) or over layers",
+        help="of the MILP: over stage columns (chains), over layers, or with equal layers counted",
     )
     parser.add_argument("--gap", type=float, default=1e-9, metavar="G", help="relative gap to stop at (default 1e-9)")
     parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with the best so far")

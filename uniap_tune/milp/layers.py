@@ -13,6 +13,7 @@ Everything is scaled to order one and there is no big-M.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from uniap_tune.problem import (
 
 # Memory rows are this much looser than the limit, so that a plan exactly at it survives rounding; what exceeds the
 # limit is cut off afterwards.
-_ROOM = 1 + 1e-9
+ROOM = 1 + 1e-9
 
 Var = Any  # pulp.LpVariable; PuLP ships no types
 Expr = Any
@@ -49,18 +50,18 @@ def solve_layers(problem: Problem, solver: MilpSolver, limits: Limits) -> Soluti
     name = str(solver)
     if problem.num_stages > problem.num_layers:
         return infeasible(name)
-    frame = _frame(problem, limits)
-    if frame.status is not Status.LIMIT:  # settled without a model
-        return replace(frame, solver=name)
-    model = build(problem, frame.objective_s)
+    known = frame(problem, limits)
+    if known.status is not Status.LIMIT:  # settled without a model
+        return replace(known, solver=name)
+    model = build(problem, known.objective_s)
     while True:
         answer = solve_model(model.lp, solver, limits)
         if answer.status is Status.INFEASIBLE:
             return infeasible(name)
-        bound = max(answer.bound * model.time_scale, frame.bound_s)
+        bound = max(answer.bound * model.time_scale, known.bound_s)
         if not answer.has_point:
-            return replace(frame, bound_s=min(bound, frame.objective_s), solver=name)
-        assignment = _decode(problem, model)
+            return replace(known, bound_s=min(bound, known.objective_s), solver=name)
+        assignment = decode(problem, model)
         value = evaluate(problem, assignment)
         broken = [i for i, size in enumerate(value.stage_bytes) if not problem.fits(size)]
         if not broken:
@@ -69,7 +70,7 @@ def solve_layers(problem: Problem, solver: MilpSolver, limits: Limits) -> Soluti
             _forbid(problem, model, assignment, i)
 
 
-def _frame(problem: Problem, limits: Limits) -> Solution:
+def frame(problem: Problem, limits: Limits) -> Solution:
     """What is known before the MILP: a bound and, where it is cheap, a plan. Its status is ``limit`` unless that
     settles the problem.
 
@@ -112,35 +113,47 @@ def build(problem: Problem, known_s: float = math.inf) -> LayerModel:
 
     ``known_s`` is the objective of a known plan: variables that alone cost more are fixed to zero.
     """
+    model = skeleton(problem, known_s, scale_from=problem)
+    steps: dict[int, list[Expr]] = {}
+    for i in range(problem.num_stages):
+        placed = [(t, model.x[u, i]) for u, t in enumerate(problem.layers) if (u, i) in model.x]
+        for table, variables in placed:
+            model.stage_terms[i] += [
+                float(a) / model.time_scale * var for a, var in zip(table.time_s, variables, strict=True) if a
+            ]
+        steps[i] = [
+            float(g) / model.time_scale * var
+            for table, variables in placed
+            for g, var in zip(table.step_time_s, variables, strict=True)
+            if g
+        ]
+    _memory(problem, model)
+    _leading(problem, model)
+    objective(problem, model, steps)
+    return model
+
+
+def skeleton(problem: Problem, known_s: float, *, scale_from: Problem) -> LayerModel:
+    """Variables of layers, and what depends on places and layouts alone: assignment, order, edges."""
     scale = known_s / (problem.num_stages + problem.num_microbatches - 1)
     model = LayerModel(
-        pulp.LpProblem("uniap", pulp.LpMinimize), scale if 0 < scale < math.inf else _time_scale(problem), known_s
+        pulp.LpProblem("uniap", pulp.LpMinimize), scale if 0 < scale < math.inf else _time_scale(scale_from), known_s
     )
     for u, table in enumerate(problem.layers):
         alone = problem.num_microbatches * table.time_s + table.step_time_s
         for i in _stages(problem, u):
             model.x[u, i] = [
-                pulp.LpVariable(f"x_{u}_{i}_{k}", 0, int(alone[k] <= known_s * _ROOM), cat=pulp.LpInteger)
+                pulp.LpVariable(f"x_{u}_{i}_{k}", 0, int(alone[k] <= known_s * ROOM), cat=pulp.LpInteger)
                 for k in range(table.num_strategies)
             ]
     for i in range(problem.num_stages):
-        model.stage_terms[i] = [
-            float(a) / model.time_scale * var
-            for u, table in enumerate(problem.layers)
-            if (u, i) in model.x
-            for a, var in zip(table.time_s, model.x[u, i], strict=True)
-            if a
-        ]
-        model.link_terms[i] = []
+        model.stage_terms[i], model.link_terms[i] = [], []
     _assignment(problem, model)
     _order(problem, model)
-    _memory(problem, model)
-    _leading(problem, model)
     for edge in problem.chain_edges.values():
         _path(problem, model, edge)
     for number, edge in enumerate(problem.skip_edges):
         _transport(problem, model, edge, number)
-    _objective(problem, model)
     return model
 
 
@@ -210,7 +223,7 @@ def _memory(problem: Problem, model: LayerModel) -> None:
                 model.lp += peak >= lin_sum(
                     float(w) / limit * var for w, var in zip(table.transient_bytes, variables, strict=True) if w
                 )
-        model.lp += lin_sum(used) <= _ROOM
+        model.lp += lin_sum(used) <= ROOM
         if updates:
             model.lp += (
                 lin_sum(
@@ -219,7 +232,7 @@ def _memory(problem: Problem, model: LayerModel) -> None:
                     for m, var in zip(table.update_bytes, model.x.get((u, i), ()), strict=False)
                     if m
                 )
-                <= _ROOM
+                <= ROOM
             )
 
 
@@ -268,7 +281,7 @@ def _path(problem: Problem, model: LayerModel, edge: EdgeTable) -> None:
                 continue
             for a in _layouts(problem, u):
                 for b in _layouts(problem, v):
-                    if problem.num_microbatches * cost[a, b] > model.known_s * _ROOM:
+                    if problem.num_microbatches * cost[a, b] > model.known_s * ROOM:
                         continue
                     var = pulp.LpVariable(f"{kind}_{u}_{i}_{a}_{b}", lowBound=0)
                     out.setdefault((i, a), []).append(var)
@@ -309,7 +322,7 @@ def _carry(
         return
     supply = {a: lin_sum(_with_layout(problem, model, u, i, a) for i in sides[0]) for a in _layouts(problem, u)}
     demand = {b: lin_sum(_with_layout(problem, model, v, i, b) for i in sides[1]) for b in _layouts(problem, v)}
-    dear = model.known_s * _ROOM / problem.num_microbatches
+    dear = model.known_s * ROOM / problem.num_microbatches
     flow = {
         (a, b): pulp.LpVariable(f"{name}_{a}_{b}", lowBound=0, upBound=None if cost[a, b] <= dear else 0)
         for a in supply
@@ -323,8 +336,8 @@ def _carry(
     terms.extend(float(cost[a, b]) / model.time_scale * var for (a, b), var in flow.items() if cost[a, b])
 
 
-def _objective(problem: Problem, model: LayerModel) -> None:
-    """TPI, with T and H the epigraphs of the two maxima."""
+def objective(problem: Problem, model: LayerModel, steps: Mapping[int, list[Expr]]) -> None:
+    """TPI, with T and H the epigraphs of the two maxima; ``steps`` are the once-a-step terms of each stage."""
     slowest = pulp.LpVariable("T", lowBound=0)
     once = pulp.LpVariable("H", lowBound=0)
     total: list[Expr] = [(problem.num_microbatches - 1) * slowest, once]
@@ -333,19 +346,13 @@ def _objective(problem: Problem, model: LayerModel) -> None:
             if terms[i]:
                 total.extend(terms[i])
                 model.lp += slowest >= lin_sum(terms[i])
-    for i in range(problem.num_stages):
-        step = [
-            float(g) / model.time_scale * var
-            for u, table in enumerate(problem.layers)
-            for g, var in zip(table.step_time_s, model.x.get((u, i), ()), strict=False)
-            if g
-        ]
-        if step:
-            model.lp += once >= lin_sum(step)
+    for terms_of_stage in steps.values():
+        if terms_of_stage:
+            model.lp += once >= lin_sum(terms_of_stage)
     model.lp.setObjective(lin_sum(total))
 
 
-def _decode(problem: Problem, model: LayerModel) -> Assignment:
+def decode(problem: Problem, model: LayerModel) -> Assignment:
     """The plan of the solver's point: for each layer the largest of its x."""
     stage, strategy = [], []
     for u in range(problem.num_layers):
