@@ -124,6 +124,7 @@ def _cbc(lp: Any, limits: Limits) -> MilpAnswer:
                 f"integerTolerance {_TOLERANCE}",
                 f"randomCbcSeed {_SEED}",
                 "increment 0",
+                "preprocess off",  # CBC's own preprocessing has lost optima of small models with skip edges
             ],
         )
         driver.tmpDir = folder
