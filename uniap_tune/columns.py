@@ -67,6 +67,7 @@ class ColumnBuilder:
         self._keys = [self._key(u) for u in range(problem.num_layers)]
         self._entries = [self._entry_classes(u) for u in range(problem.num_layers)]
         self._undominated: dict[tuple[int, int], IntArray] = {}
+        self._multipliers = {problem.in_flight(i): stage.multipliers for i, stage in enumerate(bounds.stages)}
         self._updates = any(table.step_bytes.any() for table in problem.layers)
 
     def build(
@@ -133,7 +134,6 @@ class ColumnBuilder:
             _loosen(node, caps[..., b - a - 1] if caps is not None else None, float(spare[b - a - 1]))
             node.floor = min(node.floor, float(floor[b - a - 1]))
             if ends[b]:
-                node.is_end = True
                 found.append((i, a, b, node))
             if b < last:
                 child = node.down.get(self._keys[b])
@@ -255,7 +255,7 @@ class ColumnBuilder:
         """[N] seconds by which the best completion of a label stays under the budget, by the tightest bound."""
         if node.caps is None:
             return None
-        multipliers = self._stage_multipliers(flight)
+        multipliers = self._multipliers[flight]
         caps = node.caps + BUDGET_SLACK * np.abs(node.caps)
         least = np.full(len(labels), np.inf)
         for number, (omega, rows) in enumerate(zip(self.bounds.weights, caps.swapaxes(0, 1), strict=True)):
@@ -272,12 +272,6 @@ class ColumnBuilder:
         if self.problem.num_stages == 1:
             return [self.problem.num_microbatches * t + g]
         return [t, t + g]
-
-    def _stage_multipliers(self, flight: int) -> FloatArray:
-        for i, stage in enumerate(self.bounds.stages):
-            if self.problem.in_flight(i) == flight:
-                return stage.multipliers
-        raise AssertionError("a flight of no stage")
 
     def _usable(self, table: LayerTable, flight: int) -> IntArray:
         """Strategies of a layer that no other with the same layout dominates (all of them under a leading rule)."""

@@ -42,7 +42,6 @@ class Node:
     caps: FloatArray | None = None
     spare: float = -math.inf  # most bytes a label may hold so that the leanest completion fits
     floor: float = math.inf  # every completion has a transient of at least this many bytes
-    is_end: bool = False
     down: dict[Hashable, Node] = field(default_factory=dict)
     labels: Labels | None = None
 

@@ -154,7 +154,7 @@ def run(
         raise _infeasible(request, space, pricer)
     if not result.candidates:
         raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
-    inputs = request.describe()
+    inputs, notes, limit = request.describe(), assumptions(request), request.memory_limit_bytes
     plans = [
         assemble(
             candidate,
@@ -163,11 +163,11 @@ def run(
             cluster=request.cluster,
             job=request.job,
             target=request.target,
-            memory_limit_bytes=request.memory_limit_bytes,
+            memory_limit_bytes=limit,
             bound_s=result.bound_s,
             status=str(result.status),
             inputs=inputs,
-            assumptions=assumptions(request),
+            assumptions=notes,
         )
         for candidate in _worth_showing(result, top, near)
     ]
@@ -221,7 +221,6 @@ def certify(planning: Planning) -> dict[str, Any]:
 
 def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, Pricer]:
     """The search space of a request and the prices of its layers (those of another target's engine if asked)."""
-    capabilities = CAPABILITIES[request.target]
     engine = CAPABILITIES[priced_as or request.target]
     costs = CostModel(request.model, request.cluster, request.job, engine, runtime=request.runtime)
     limit = request.memory_limit_bytes - costs.reserved_bytes()
@@ -233,14 +232,17 @@ def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, 
             fix="give a larger fraction",
         )
     pricer = Pricer(build_graph(request.model), costs, request.job.global_batch, limit)
-    space = Space(
+    return _space(request), pricer
+
+
+def _space(request: Request) -> Space:
+    return Space(
         model=request.model,
         cluster=request.cluster,
         job=request.job,
-        capabilities=capabilities,
+        capabilities=CAPABILITIES[request.target],
         knobs=request.knobs,
     )
-    return space, pricer
 
 
 def validate(request: Request) -> None:
@@ -262,13 +264,7 @@ def validate(request: Request) -> None:
 
 def _require_strategies(request: Request) -> None:
     """The batch, the devices and the knobs must leave at least one legal strategy."""
-    space = Space(
-        model=request.model,
-        cluster=request.cluster,
-        job=request.job,
-        capabilities=CAPABILITIES[request.target],
-        knobs=request.knobs,
-    )
+    space = _space(request)
     if _has_strategies(space):
         return
     batch, devices = request.job.global_batch, request.cluster.num_devices
