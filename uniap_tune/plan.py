@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from typing import Any
 
 from uniap_tune.errors import InputError
@@ -21,9 +22,12 @@ class Stage:
     Attributes:
         layers: names, in order.
         strategies: one for each layer.
+        chunks: with virtual stages, how many of the layers each model chunk holds; chunk k of stage i is virtual
+            stage k * pp + i. Empty without.
         time_s: seconds of one micro-batch, forward and backward (p_i of the formulation).
         forward_s: the forward part of ``time_s``.
-        link_s: seconds of one micro-batch on the link to the next stage, there and back (o_i; 0 after the last).
+        link_s: seconds of one micro-batch on the link to the next stage, there and back (o_i). After the last stage 0,
+            or with virtual stages the link back to the first.
         step_s: seconds once a step (sum of g).
         time: seconds of one micro-batch by part (compute, recompute, tp_comm, …); they sum to ``time_s``.
         step: seconds once a step by part; they sum to ``step_s``.
@@ -39,6 +43,7 @@ class Stage:
     time: Mapping[str, float]
     step: Mapping[str, float]
     memory: Mapping[str, float]
+    chunks: tuple[int, ...] = ()
 
     @property
     def peak_bytes(self) -> float:
@@ -49,6 +54,11 @@ class Stage:
     def num_blocks(self) -> int:
         """Transformer blocks on the stage."""
         return sum(name.startswith("layers.") for name in self.layers)
+
+    def chunk_layers(self) -> list[tuple[str, ...]]:
+        """The layers of each model chunk, in order; one chunk without virtual stages."""
+        ends = list(accumulate(self.chunks or (len(self.layers),)))
+        return [self.layers[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def block_strategies(self) -> list[Strategy]:
         """The strategies of its transformer blocks, in order."""
@@ -65,6 +75,7 @@ class Plan:
         bound_s: proven lower bound on the objective of every plan in the search space.
         step_time_s: seconds of a step by event simulation of the schedule: what to expect.
         mfu: model FLOP utilization: model FLOPs / (step time x devices x peak FLOP/s of the compute dtype).
+        virtual_stages: model chunks on each stage; more than one is interleaved 1F1B.
         micro_batch_size: samples of a micro-batch on one data-parallel replica (of the first layer).
         inputs: everything the plan was made from, JSON-ready, and its hash.
         assumptions: what the model leaves out or supposes, one sentence each.
@@ -84,6 +95,7 @@ class Plan:
     micro_batch_size: int
     schedule: str
     stages: tuple[Stage, ...]
+    virtual_stages: int = 1
     inputs: Mapping[str, Any] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
 
@@ -94,8 +106,13 @@ class Plan:
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:
-        """One for each layer of the model, in order."""
+        """One for each layer, stage by stage (the model's order without virtual stages)."""
         return tuple(s for stage in self.stages for s in stage.strategies)
+
+    def virtual_stage_layers(self) -> list[tuple[str, ...]]:
+        """The layers of each virtual stage, in the model's order."""
+        by_stage = [stage.chunk_layers() for stage in self.stages]
+        return [by_stage[i][chunk] for chunk in range(self.virtual_stages) for i in range(self.pp)]
 
     def uniform(self) -> Strategy | None:
         """The one (tp, cp, dp, ep, zero) of all layers (recompute aside), ``None`` if they differ."""
@@ -157,6 +174,7 @@ def _grid(strategy: Strategy) -> tuple[int, ...]:
 def _stage_dict(stage: Stage) -> dict[str, Any]:
     data = {f.name: getattr(stage, f.name) for f in fields(stage)}
     data["layers"] = list(stage.layers)
+    data["chunks"] = list(stage.chunks)
     data["strategies"] = [asdict(s) for s in stage.strategies]
     for name in ("time", "step", "memory"):
         data[name] = dict(data[name])
@@ -165,8 +183,9 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
 
 
 def _stage(data: Mapping[str, Any]) -> Stage:
-    values = {f.name: data[f.name] for f in fields(Stage)}
+    values = {f.name: data[f.name] for f in fields(Stage) if f.name in data}
     values["layers"] = tuple(values["layers"])
+    values["chunks"] = tuple(values.get("chunks", ()))
     values["strategies"] = tuple(
         Strategy(**{**s, "recompute": Recompute(s["recompute"])}) for s in values["strategies"]
     )

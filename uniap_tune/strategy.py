@@ -36,7 +36,8 @@ class Strategy:
 
     ``zero``: 0 replicates all states, 1 shards optimizer states, 2 also gradients, 3 also parameters, over
     dp * cp ranks (arXiv 1910.02054). ``sequence_parallel`` shards norms, dropout and residuals over tp
-    (arXiv 2205.05198). ``ep`` and ``etp`` are the experts' own grid.
+    (arXiv 2205.05198). ``ep`` and ``etp`` are the experts' own grid: ``ep * etp`` ranks hold one set of experts, and
+    the stage holds ``tp * cp * dp / (ep * etp)`` such sets.
     """
 
     tp: int = 1
@@ -59,9 +60,9 @@ class Strategy:
         return Layout(tp=self.tp, cp=self.cp, dp=self.dp, sequence_parallel=self.sequence_parallel)
 
     @property
-    def simplicity(self) -> tuple[int, int, int, int]:
-        """Sort key of the tie-break: less recompute, lower ZeRO, lower tp, lower cp first."""
-        return (_RECOMPUTE_ORDER[self.recompute], self.zero, self.tp, self.cp)
+    def simplicity(self) -> tuple[int, ...]:
+        """Sort key of the tie-break: less recompute, lower ZeRO, lower tp, cp, ep and etp first."""
+        return (_RECOMPUTE_ORDER[self.recompute], self.zero, self.tp, self.cp, self.ep, self.etp)
 
     def describe(self) -> str:
         """Short form for tables: ``"tp4 dp2 z1 rc-full"``."""
@@ -70,6 +71,8 @@ class Strategy:
             parts.append(f"cp{self.cp}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
+        if self.etp > 1:
+            parts.append(f"etp{self.etp}")
         parts.append(f"z{self.zero}")
         if self.recompute is not Recompute.NONE:
             parts.append(f"rc-{self.recompute}")
@@ -92,6 +95,8 @@ class Capabilities:
         context_parallel: cp > 1 at all.
         recompute: modes it offers.
         leading_recompute: full recompute of the first N blocks of every stage (Megatron's ``block``).
+        expert_parallel: experts have a grid of their own (ep > 1 at all).
+        interleaving: several model chunks on a stage (virtual stages, arXiv 2104.04473 section 2.2).
         gradient_bytes: bytes of an accumulated gradient in bf16/fp16 training.
         overlap_gradient_reduce, overlap_param_gather: hides data-parallel communication behind compute.
     """
@@ -106,6 +111,8 @@ class Capabilities:
     recompute: frozenset[Recompute]
     leading_recompute: bool
     gradient_bytes: int
+    expert_parallel: bool = False
+    interleaving: bool = False
     overlap_gradient_reduce: bool = True
     overlap_param_gather: bool = True
 
@@ -124,6 +131,8 @@ CAPABILITIES: dict[Target, Capabilities] = {
         recompute=frozenset(Recompute),
         leading_recompute=True,
         gradient_bytes=4,
+        expert_parallel=True,
+        interleaving=True,
     ),
     # DeepSpeed 0.19.8: AutoTP with PipelineModule does not work (engine.py:957); pipelines need ZeRO <= 1
     # (pipe/engine.py:76); no sequence parallelism inside AutoTP.
@@ -151,5 +160,6 @@ CAPABILITIES: dict[Target, Capabilities] = {
         recompute=frozenset(Recompute),
         leading_recompute=False,
         gradient_bytes=4,
+        expert_parallel=True,
     ),
 }
