@@ -56,6 +56,15 @@ def test_edges_hold_the_price_of_every_pair_of_layouts() -> None:
     assert job.pricer.least_send(1, 2, family) == 0.0
 
 
+def test_another_limit_keeps_the_prices() -> None:
+    job = tiny(Target.MEGATRON, limit_bytes=123.0)
+    tight = job.pricer.with_limit(45.0)
+    (first, *_), key = job.space.families(1, 1), (1, 1)
+    made, again = job.pricer.formulate(*key, first), tight.formulate(*key, first)
+    assert (made.problem.memory_limit_bytes, again.problem.memory_limit_bytes) == (123.0, 45.0)
+    assert all(a is b for a, b in zip(made.costs[0], again.costs[0], strict=True))
+
+
 def test_equal_layers_share_one_table() -> None:
     job = tiny(Target.ANY, num_layers=6)
     (family,) = job.space.families(1, 2)

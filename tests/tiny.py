@@ -44,8 +44,7 @@ class Tiny:
 
     def with_limit(self, limit_bytes: float) -> Tiny:
         """The same prices under another memory limit."""
-        pricer = self.pricer
-        return Tiny(self.space, Pricer(pricer.graph, pricer.costs, pricer.global_batch, limit_bytes))
+        return Tiny(self.space, self.pricer.with_limit(limit_bytes))
 
     def problems(self) -> Iterator[tuple[int, int, Family, Problem]]:
         """Every problem of the space: every (pp, c), family, and number of leading recomputed blocks."""

@@ -41,19 +41,25 @@ class Pricer:
         self.costs = costs
         self.global_batch = global_batch
         self.limit_bytes = limit_bytes
-        self._layers: dict[tuple[LayerType, Strategy, int, int, int], LayerCost] = {}
+        self._layers: dict[tuple[LayerType, Strategy, int, int, int, int], LayerCost] = {}
         self._borders: dict[tuple[tuple[Layout, ...], int, int], tuple[FloatArray, FloatArray]] = {}
 
-    def cost(self, layer: LayerType, strategy: Strategy, pp: int, c: int) -> LayerCost:
+    def with_limit(self, limit_bytes: float) -> Pricer:
+        """The same prices under another memory limit; what either prices, both know."""
+        other = Pricer(self.graph, self.costs, self.global_batch, limit_bytes)
+        other._layers, other._borders = self._layers, self._borders
+        return other
+
+    def cost(self, layer: LayerType, strategy: Strategy, pp: int, c: int, virtual_stages: int = 1) -> LayerCost:
         """One layer under one strategy, with c micro-batches in a pipeline of pp stages."""
         samples = self.global_batch // (c * strategy.dp)
-        key = (layer, strategy, samples, pp, c)
+        key = (layer, strategy, samples, pp, c, virtual_stages)
         found = self._layers.get(key)
         if found is None:
             found = self.costs.layer_cost(layer, strategy, samples=samples, pp=pp, num_microbatches=c)
             # A stage holds its buffers once; charged with the transients, of which it pays the largest, they are
             # exact wherever the layers of a stage share a grid.
-            buffers = self.costs.buffer_bytes(strategy, samples=samples)
+            buffers = self.costs.buffer_bytes(strategy, samples=samples, virtual_stages=virtual_stages)
             found = replace(found, transient_bytes=found.transient_bytes + buffers)
             self._layers[key] = found
         return found
@@ -72,8 +78,8 @@ class Pricer:
         costs: dict[LayerType, tuple[LayerCost, ...]] = {}
         tables: dict[LayerType, LayerTable] = {}
         for kind in dict.fromkeys(layer.type for layer in self.graph.layers):
-            choices[kind] = family.strategies(kind.kind)
-            costs[kind] = tuple(self.cost(kind, s, pp, c) for s in choices[kind])
+            choices[kind] = family.strategies(kind)
+            costs[kind] = tuple(self.cost(kind, s, pp, c, family.virtual_stages) for s in choices[kind])
             tables[kind] = _table([place[s.layout] for s in choices[kind]], costs[kind])
         types = [layer.type for layer in self.graph.layers]
         reshard, send = self._border(layouts, pp, c)
@@ -86,6 +92,7 @@ class Pricer:
             layers=tuple(tables[t] for t in types),
             edges=tuple(EdgeTable(u, v, reshard, send) for u, v in self.graph.edges),
             leading=_leading_rule(types, choices, leading) if family.leading else None,
+            virtual_stages=family.virtual_stages,
         )
         return Formulation(problem, tuple(choices[t] for t in types), tuple(costs[t] for t in types))
 
