@@ -150,18 +150,17 @@ def test_a_faster_device_is_faster() -> None:
 
 
 def test_the_free_target_is_the_best_under_its_own_prices() -> None:
-    from uniap_tune.planner import Request, restriction_prices
+    from uniap_tune.planner import Request, restriction_prices, run
     from uniap_tune.strategy import Target
 
-    for cluster, memory in (("1x8:a100-80gb", 1.0), ("1x8:a100-40gb", 1.0)):
-        found = planned(cluster=cluster, target="any", memory=memory)
+    for cluster in ("1x8:a100-80gb", "1x8:a100-40gb"):
         request = Request(
             model=read_model("llama-2-7b"),
             cluster=read_cluster(cluster),
             job=Job(global_batch=128, seq_length=4096),
             target=Target.ANY,
         )
-        prices = restriction_prices(request, found.objective_s, (Target.MEGATRON, Target.DEEPSPEED))
+        prices = restriction_prices(run(request), (Target.MEGATRON, Target.DEEPSPEED))
         assert all(price is not None and price >= -1e-4 for price in prices.values()), prices
 
 

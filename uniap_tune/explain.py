@@ -25,8 +25,7 @@ class Binding:
 
 def binding(plan: Plan, space: Space, pricer: Pricer, options: SearchOptions | None = None) -> Binding:
     """The binding constraint, found by solving again without the memory limit."""
-    free = Pricer(pricer.graph, pricer.costs, pricer.global_batch, 1e6 * plan.memory_limit_bytes)
-    best = search(space, free, options or SearchOptions()).candidates
+    best = search(space, pricer.with_limit(1e6 * plan.memory_limit_bytes), options or SearchOptions()).candidates
     gain = 1 - best[0].objective_s / plan.objective_s if best else 0.0
     fullest = max(range(plan.pp), key=lambda i: plan.stages[i].peak_bytes)
     slowest = max(range(plan.pp), key=lambda i: plan.stages[i].time_s)

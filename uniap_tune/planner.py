@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -71,11 +72,13 @@ class Request:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Planning:
-    """The plans found, best first, and how they were found."""
+    """The plans found, best first, and how they were found; ``prices`` serve to solve again."""
 
     request: Request
     plans: tuple[Plan, ...]
     result: SearchResult
+    space: Space
+    prices: Pricer
 
     @property
     def plan(self) -> Plan:
@@ -127,6 +130,8 @@ def run(
     near: float = RERANK_GAP,
     jobs: int = 1,
     notify: Callable[[Progress], None] | None = None,
+    prices: Pricer | None = None,
+    within: Space | None = None,
 ) -> Planning:
     """Plan a request; see :func:`plan` for what it raises.
 
@@ -138,9 +143,12 @@ def run(
         near: plans within this relative distance of the optimum are ranked by their simulated step.
         jobs: processes.
         notify: told of the progress (with one process).
+        prices: see :func:`build`.
+        within: the part of the request's space to search; by default all of it.
     """
     validate(request)
-    space, pricer = build(request)
+    space, pricer = build(request, prices=prices)
+    space = within or space
     options = SearchOptions(
         top=top,
         window=near,
@@ -172,7 +180,8 @@ def run(
         for candidate in _worth_showing(result, top, near)
     ]
     order = _by_simulation(plans, near)
-    return Planning(request=request, plans=tuple(plans[i] for i in order[:top]), result=result)
+    shown = tuple(plans[i] for i in order[:top])
+    return Planning(request=request, plans=shown, result=result, space=space, prices=pricer)
 
 
 def _worth_showing(result: SearchResult, top: int, near: float) -> list[Candidate]:
@@ -219,10 +228,17 @@ def certify(planning: Planning) -> dict[str, Any]:
     }
 
 
-def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, Pricer]:
-    """The search space of a request and the prices of its layers (those of another target's engine if asked)."""
+def build(request: Request, *, priced_as: Target | None = None, prices: Pricer | None = None) -> tuple[Space, Pricer]:
+    """The search space of a request and the prices of its layers (those of another target's engine if asked).
+
+    ``prices`` are used again instead: those of a request with the same model, cluster, job and engine, whatever its
+    knobs and its memory limit.
+    """
     engine = CAPABILITIES[priced_as or request.target]
-    costs = CostModel(request.model, request.cluster, request.job, engine, runtime=request.runtime)
+    if prices is None:
+        costs = CostModel(request.model, request.cluster, request.job, engine, runtime=request.runtime)
+        prices = Pricer(build_graph(request.model), costs, request.job.global_batch, math.inf)
+    costs = prices.costs
     limit = request.memory_limit_bytes - costs.reserved_bytes()
     if limit <= 0:
         reserved = format_bytes(costs.reserved_bytes())
@@ -231,8 +247,7 @@ def build(request: Request, *, priced_as: Target | None = None) -> tuple[Space, 
             why=f"the framework alone needs {reserved}",
             fix="give a larger fraction",
         )
-    pricer = Pricer(build_graph(request.model), costs, request.job.global_batch, limit)
-    return _space(request), pricer
+    return _space(request), prices.with_limit(limit)
 
 
 def _space(request: Request) -> Space:
@@ -319,26 +334,29 @@ def assumptions(request: Request) -> tuple[str, ...]:
 
 
 def restriction_prices(
-    request: Request, best_s: float, targets: tuple[Target, ...], deadline: Deadline | None = None
+    planning: Planning, targets: tuple[Target, ...], deadline: Deadline | None = None
 ) -> Mapping[str, float | None]:
-    """For each target, how much longer (relative) its best plan takes under the same prices.
+    """For each target, how much longer (relative) its best plan takes than the one found, under the same prices.
 
     ``None``: it has none, because none fits or it cannot train the model. Targets that time runs out for are left out.
     """
     deadline = deadline or Deadline()
-    prices: dict[str, float | None] = {}
+    request, best_s = planning.request, planning.plan.objective_s
+    slower: dict[str, float | None] = {}
     knobs = request.knobs
     if "cp" not in {*knobs.fix, *knobs.maximum}:  # compare within the space of the request, which left cp out
         knobs = replace(knobs, maximum={**knobs.maximum, "cp": 1})
     for target in targets:
         if unsupported(request.model, request.job, target):
-            prices[str(target)] = None
+            slower[str(target)] = None
             continue
-        space, pricer = build(replace(request, target=target, knobs=knobs), priced_as=request.target)
+        space, pricer = build(
+            replace(request, target=target, knobs=knobs), priced_as=request.target, prices=planning.prices
+        )
         result = search(space, pricer, SearchOptions(deadline=deadline))
         if result.status is not Status.LIMIT:
-            prices[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
-    return prices
+            slower[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
+    return slower
 
 
 def _plain(value: Any) -> Any:

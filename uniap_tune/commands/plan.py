@@ -107,16 +107,15 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
     prices: dict[str, float | None] = {}
     if request.target is Target.ANY and not deadline.is_over():
         others = (Target.MEGATRON, Target.DEEPSPEED)
-        prices = dict(restriction_prices(request, planning.plan.objective_s, others, deadline))
+        prices = dict(restriction_prices(planning, others, deadline))
     return planning, prices
 
 
 def _binding(planning: Planning, time_limit: float | None) -> Binding | None:
     """What binds the plan; left out when time is short."""
     from uniap_tune.explain import binding
-    from uniap_tune.planner import build
 
-    return None if time_limit is not None else binding(planning.plan, *build(planning.request))
+    return None if time_limit is not None else binding(planning.plan, planning.space, planning.prices)
 
 
 def _next_command(args: argparse.Namespace) -> str:
