@@ -1,0 +1,135 @@
+"""Rendered configurations train a tiny GPTModel of the installed megatron-core, with the losses of one process.
+
+Not on a CPU: sequence parallelism (it needs Apex or TransformerEngine), context parallelism, FP8 and Megatron-FSDP.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plans import make_plan
+from uniap_tune.adapters.cluster import read_cluster
+from uniap_tune.adapters.huggingface import parse_config
+from uniap_tune.render import render
+from uniap_tune.spec import DType, Job, Precision
+from uniap_tune.strategy import Strategy, Target
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("megatron") is None, reason="megatron-core is not installed"),
+]
+SCRIPT = Path(__file__).with_name("megatron_train.py")
+SECONDS = 300
+BATCH, LENGTH, STEPS = 8, 16, 2
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan for the tiny model. ``blocks``: layers of each stage."""
+
+    name: str
+    blocks: list[int]
+    strategy: Strategy
+
+
+CASES = [
+    Case("tensor", [6], Strategy(tp=2, dp=2, zero=1)),
+    Case("uneven", [4, 2], Strategy(dp=2, zero=1)),
+    Case("layout", [1, 2, 3, 0], Strategy()),
+    Case("both", [2, 4], Strategy(tp=2)),
+]
+
+
+def write_case(folder: Path, case: Case) -> None:
+    """The rendered configuration of a plan, and what else the script needs."""
+    model = parse_config(LLAMA, file="config.json", name="tiny")
+    job = Job(global_batch=BATCH, seq_length=LENGTH, precision=Precision(compute=DType.FP32))
+    microbatches = BATCH // case.strategy.dp
+    plan = make_plan(Target.MEGATRON, case.blocks, case.strategy, job, microbatches=microbatches)
+    devices = case.strategy.num_devices * plan.pp
+    files = render(plan, model, read_cluster(f"1x{devices}:a100-80gb"), job)
+    folder.mkdir()
+    (folder / "mcore_config.py").write_text(files["mcore_config.py"], encoding="utf-8")
+    rest: dict[str, Any] = {
+        "vocabulary": model.vocab_size, "seq_length": LENGTH, "steps": STEPS,
+        "microbatches": microbatches, "dp": case.strategy.dp,
+    }  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(rest), encoding="utf-8")
+
+
+def train(folder: Path, world: int, cases: list[Case]) -> str:
+    """What the ranks printed."""
+    for case in cases:
+        write_case(folder / case.name, case)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+    environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        words = [str(folder / f"store-{world}"), str(rank), str(world), *(str(folder / case.name) for case in cases)]
+        with log.open("w", encoding="utf-8") as output:
+            ranks.append(
+                subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=output, stderr=output, env=environment)
+            )
+    try:
+        codes = [rank.wait(timeout=SECONDS) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    text = "\n".join(log.read_text(encoding="utf-8") for log in logs)
+    assert codes == [0] * world, text[-6000:]
+    return text
+
+
+def losses(text: str) -> dict[str, list[float]]:
+    return {name: json.loads(values) for name, values in re.findall(r"^LOSSES (\S+) (\[.*\])$", text, re.M)}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one process."""
+    text = train(tmp_path_factory.mktemp("one"), 1, [Case("one", [6], Strategy())])
+    return losses(text)["one"]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What four processes print, for all cases."""
+    return train(tmp_path_factory.mktemp("four"), 4, CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_losses_are_those_of_one_process(case: Case, output: str, reference: list[float]) -> None:
+    found = losses(output)[case.name]
+    assert len(found) == STEPS
+    assert found == pytest.approx(reference, rel=1e-5)
+    assert found[1] < found[0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_stages_hold_the_planned_layers(case: Case, output: str) -> None:
+    held = dict(re.findall(rf"^STAGE {case.name} (\d+) (\[.*\])$", output, re.M))
+    layers = list(range(6))
+    for stage, count in enumerate(case.blocks):
+        assert json.loads(held[str(stage)]) == [layers[:count]]
+        layers = layers[count:]
