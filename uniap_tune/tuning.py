@@ -53,7 +53,7 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Rules about how something is run, not about what: a recipe that breaks only these can still be priced.
-_PRICEABLE = frozenset({"one_queue", "fsdp_queues", "fsdp_checkpoint", "recompute_fits_chunk", *_FEATURES})
+PRICEABLE = frozenset({"one_queue", "fsdp_queues", "fsdp_checkpoint", "recompute_fits_chunk", *_FEATURES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def tune(recipe: Recipe, request: Request, *, deadline: Deadline | None = None) 
 
 
 def _price_today(recipe: Recipe, request: Request, broken: tuple[Violation, ...]) -> Configuration | None:
-    if any(violation.rule.name not in _PRICEABLE for violation in broken):
+    if any(violation.rule.name not in PRICEABLE for violation in broken):
         return None
     return _configuration(predict(today_run(recipe, request.cluster)), request)
 
