@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from hypothesis import strategies as st
@@ -19,43 +21,70 @@ def partitions(n: int, parts: int) -> Iterator[list[int]]:
 
 def cost(problem: Problem, stage: list[int], choice: tuple[int, ...]) -> float:
     """The objective by its definition, ``inf`` where memory or the leading rule is broken."""
-    n, parts, c = len(problem.layers), problem.num_stages, problem.num_microbatches
+    n, parts, c, v = len(problem.layers), problem.num_stages, problem.num_microbatches, problem.virtual_stages
     p, g, held, spike, o = [0.0] * parts, [0.0] * parts, [0.0] * parts, [0.0] * parts, [0.0] * (parts - 1)
     update = [0.0] * parts
-    seen = [0] * parts
+    seen = [0] * (parts * v)
     for u in range(n):
-        t, k, i = problem.layers[u], choice[u], stage[u]
+        t, k, i = problem.layers[u], choice[u], stage[u] % parts
         flying = c if problem.schedule is Schedule.GPIPE else min(c, parts - i)
+        if v > 1:
+            flying = in_flight(parts, c, v)[stage[u]]
         p[i] += t.time_s[k]
         g[i] += t.step_time_s[k]
         held[i] += t.static_bytes[k] + flying * t.microbatch_bytes[k]
         update[i] += t.static_bytes[k] + t.step_bytes[k]
         spike[i] = max(spike[i], t.transient_bytes[k])
         if problem.leading is not None and problem.leading.counted[u]:
-            if bool(problem.leading.leading[u][k]) != (seen[i] < problem.leading.count):
+            if bool(problem.leading.leading[u][k]) != (seen[stage[u]] < problem.leading.count):
                 return float("inf")
-            seen[i] += 1
+            seen[stage[u]] += 1
     if any(max(held[i] + spike[i], update[i]) > problem.memory_limit_bytes * (1 + 1e-12) for i in range(parts)):
         return float("inf")
     for e in problem.edges:
         a = problem.layers[e.source].layout[choice[e.source]]
         b = problem.layers[e.target].layout[choice[e.target]]
         if stage[e.source] == stage[e.target]:
-            p[stage[e.source]] += e.reshard_s[a, b]
-        for j in range(stage[e.source], stage[e.target]):
+            p[stage[e.source] % parts] += e.reshard_s[a, b]
+        for j in range(stage[e.source], min(stage[e.target], parts - 1)):
             o[j] += e.send_s[a, b]
+    if v > 1:
+        return float(sum(p) / v + sum(o) + (c - 1 / v) * max(p) + max(g))
     return float(sum(p) + sum(o) + (c - 1) * max(p + o) + max(g))
+
+
+@cache
+def in_flight(parts: int, c: int, v: int) -> list[int]:
+    """Micro-batches each interval of an interleaved pipeline holds at most, counted by running the warm-up."""
+    held = [0] * (parts * v)
+    for stage in range(parts):
+        passes = min(2 * (parts - stage - 1) + (v - 1) * parts + 1, c * v)
+        order = [chunk for group in range(c // parts) for chunk in range(v) for _ in range(parts)]
+        for chunk in order[:passes]:
+            held[chunk * parts + stage] += 1
+    return held
+
+
+def cuts(problem: Problem) -> Iterator[list[int]]:
+    """Every cut the problem allows: any without virtual stages; nearly even ones with them."""
+    n, count = len(problem.layers), problem.num_stages * problem.virtual_stages
+    for stage in partitions(n, count):
+        sizes = [stage[1 : n - 1].count(s) for s in range(count)]
+        recomputed = problem.leading.count if problem.leading is not None else 0
+        inner = (n - 2) / count
+        if problem.virtual_stages == 1 or (
+            all(max(1, int(inner) - 1, recomputed) <= size for size in sizes[1:-1])
+            and all(recomputed <= size for size in sizes)
+            and all(size <= math.ceil(inner) + 1 for size in sizes)
+        ):
+            yield stage
 
 
 def brute_force(problem: Problem) -> float:
     """The least objective of all assignments, ``inf`` if none is feasible."""
     choices = [range(len(t.time_s)) for t in problem.layers]
     return min(
-        (
-            cost(problem, stage, choice)
-            for stage in partitions(len(problem.layers), problem.num_stages)
-            for choice in itertools.product(*choices)
-        ),
+        (cost(problem, stage, choice) for stage in cuts(problem) for choice in itertools.product(*choices)),
         default=float("inf"),
     )
 

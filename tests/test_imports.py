@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bounds",),
     ("labels",),
     ("columns",),
-    ("chain",),
+    ("chain", "interleave"),
     ("milp",),
     ("formulate", "solvers"),
     ("quick", "ties", "feasibility"),

@@ -56,10 +56,14 @@ class Pricer:
         key = (layer, strategy, samples, pp, c, virtual_stages)
         found = self._layers.get(key)
         if found is None:
-            found = self.costs.layer_cost(layer, strategy, samples=samples, pp=pp, num_microbatches=c)
             # A stage holds its buffers once; charged with the transients, of which it pays the largest, they are
             # exact wherever the layers of a stage share a grid.
             buffers = self.costs.buffer_bytes(strategy, samples=samples, virtual_stages=virtual_stages)
+            if virtual_stages == 1:
+                found = self.costs.layer_cost(layer, strategy, samples=samples, pp=pp, num_microbatches=c)
+            else:  # only the buffers differ
+                found = self.cost(layer, strategy, pp, c)
+                buffers -= self.costs.buffer_bytes(strategy, samples=samples)
             found = replace(found, transient_bytes=found.transient_bytes + buffers)
             self._layers[key] = found
         return found

@@ -22,6 +22,12 @@ where f_i is the number of micro-batches in flight on stage i. R and R' depend o
 w is memory that lives only while a layer runs (a recomputed layer, the logits), so a stage pays for its largest.
 m2 is memory that only the optimizer needs, when no activation is alive. An edge is charged R' on every link it crosses.
 For N = 1 the same formulas hold with one stage and no link.
+
+With v *virtual stages* on each stage (interleaved 1F1B, arXiv 2104.04473 section 2.2), layers are cut into v N
+intervals, of which stage i holds those numbered i, N + i, 2 N + i, ...; each has its own number of micro-batches in
+flight, and :func:`uniap_tune.schedule.step_seconds` takes the place of the first three terms:
+
+    minimize  sum_i p_i / v + sum_j o_j + (c - 1 / v) max p + max_i g_i                    see uniap_tune.interleave
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from uniap_tune.schedule import Schedule
+from uniap_tune.schedule import Schedule, chunks_in_flight, step_seconds
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -125,7 +131,11 @@ class LeadingRule:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One (pp, c). ``edges`` hold at most one table for each pair of layers, ``source`` < ``target``."""
+    """One (pp, c). ``edges`` hold at most one table for each pair of layers, ``source`` < ``target``.
+
+    With ``virtual_stages`` > 1 the graph is a chain, the schedule 1F1B, and each layer has one strategy it may use at
+    its place (:mod:`uniap_tune.interleave`).
+    """
 
     num_stages: int
     num_microbatches: int
@@ -135,6 +145,12 @@ class Problem:
     layers: tuple[LayerTable, ...]
     edges: tuple[EdgeTable, ...]
     leading: LeadingRule | None = None
+    virtual_stages: int = 1
+
+    @property
+    def num_intervals(self) -> int:
+        """Into how many intervals the layers are cut: v N."""
+        return self.virtual_stages * self.num_stages
 
     @property
     def num_layers(self) -> int:
@@ -156,11 +172,22 @@ class Problem:
         """All other edges."""
         return tuple(edge for edge in self.edges if edge.target != edge.source + 1)
 
-    def in_flight(self, stage: int) -> int:
-        """Micro-batches held on ``stage`` at the peak (1F1B: arXiv 2104.04473 section 2.2; GPipe: all)."""
+    def in_flight(self, interval: int) -> int:
+        """Micro-batches an interval holds at the peak of its stage; see :func:`~uniap_tune.schedule.chunks_in_flight`.
+
+        Without virtual stages an interval is a stage.
+        """
         if self.schedule is Schedule.GPIPE:
             return self.num_microbatches
-        return min(self.num_microbatches, self.num_stages - stage)
+        if self.virtual_stages == 1:
+            return min(self.num_microbatches, self.num_stages - interval)
+        return self._chunks_in_flight[interval]
+
+    @cached_property
+    def _chunks_in_flight(self) -> tuple[int, ...]:
+        size, v = self.num_stages, self.virtual_stages
+        by_stage = [chunks_in_flight(i, size, self.num_microbatches, v) for i in range(size)]
+        return tuple(by_stage[s % size][s // size] for s in range(v * size))
 
     def fits(self, stage_bytes: float) -> bool:
         """Whether a stage's recomputed bytes are within the limit."""
@@ -169,7 +196,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A candidate answer: for each layer its stage and the index of its strategy."""
+    """A candidate answer: for each layer its stage (virtual stages: its interval) and the index of its strategy."""
 
     stage: tuple[int, ...]
     strategy: tuple[int, ...]
@@ -177,7 +204,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an assignment costs. Seconds and bytes, by stage and by link."""
+    """What an assignment costs. Seconds and bytes, by stage and by link.
+
+    Link j leads from stage j to the next; with virtual stages the last leads back to the first.
+    """
 
     objective_s: float
     stage_time_s: tuple[float, ...]
@@ -228,28 +258,33 @@ def infeasible(solver: str) -> Solution:
 
 def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
     """Objective and memory of an assignment, by the formulas at the top. Does not judge feasibility."""
-    stage, strategy = assignment.stage, assignment.strategy
-    time_s = [0.0] * problem.num_stages
-    step_s = [0.0] * problem.num_stages
-    held = [0.0] * problem.num_stages
-    update = [0.0] * problem.num_stages
-    transient = [0.0] * problem.num_stages
-    link_s = [0.0] * (problem.num_stages - 1)
+    strategy, size = assignment.strategy, problem.num_stages
+    interval = assignment.stage
+    time_s = [0.0] * size
+    step_s = [0.0] * size
+    held = [0.0] * size
+    update = [0.0] * size
+    transient = [0.0] * size
+    link_s = [0.0] * (size if problem.virtual_stages > 1 else size - 1)
     for u, table in enumerate(problem.layers):
-        i, k = stage[u], strategy[u]
+        i, k = interval[u] % size, strategy[u]
         time_s[i] += float(table.time_s[k])
         step_s[i] += float(table.step_time_s[k])
-        held[i] += float(table.static_bytes[k]) + problem.in_flight(i) * float(table.microbatch_bytes[k])
+        held[i] += float(table.static_bytes[k]) + problem.in_flight(interval[u]) * float(table.microbatch_bytes[k])
         update[i] += float(table.static_bytes[k]) + float(table.step_bytes[k])
         transient[i] = max(transient[i], float(table.transient_bytes[k]))
     for edge in problem.edges:
         u, v = edge.source, edge.target
         a, b = problem.layers[u].layout[strategy[u]], problem.layers[v].layout[strategy[v]]
-        if stage[u] == stage[v]:
-            time_s[stage[u]] += float(edge.reshard_s[a, b])
-        for j in range(stage[u], stage[v]):
+        if interval[u] == interval[v]:
+            time_s[interval[u] % size] += float(edge.reshard_s[a, b])
+        for j in range(interval[u], min(interval[v], len(link_s))):  # later rounds use the same links
             link_s[j] += float(edge.send_s[a, b])
-    objective = tpi(time_s, link_s, step_s, problem.num_microbatches)
+    if problem.virtual_stages > 1:
+        seconds = step_seconds(time_s, link_s[: size - 1], problem.num_microbatches, problem.virtual_stages)
+        objective = seconds + max(step_s)
+    else:
+        objective = tpi(time_s, link_s, step_s, problem.num_microbatches)
     total = tuple(max(h + w, s) for h, w, s in zip(held, transient, update, strict=True))
     return Evaluation(objective, tuple(time_s), tuple(link_s), tuple(step_s), total)
 
@@ -263,12 +298,12 @@ def tpi(stage_s: Sequence[float], link_s: Sequence[float], step_s: Sequence[floa
 def is_valid(problem: Problem, assignment: Assignment) -> bool:
     """Whether stages are non-empty intervals in order and the leading rule is kept. Says nothing of memory."""
     stage = assignment.stage
-    if stage[0] != 0 or stage[-1] != problem.num_stages - 1:
+    if stage[0] != 0 or stage[-1] != problem.num_intervals - 1:
         return False
     if any(b - a not in (0, 1) for a, b in pairwise(stage)):
         return False
     rule = problem.leading
     if rule is None:
         return True
-    first = {i: stage.index(i) for i in range(problem.num_stages)}
+    first = {i: stage.index(i) for i in range(problem.num_intervals)}
     return all(rule.allowed(u, first[stage[u]])[k] for u, k in enumerate(assignment.strategy))

@@ -22,7 +22,7 @@ def quick_bound(pricer: Pricer, pp: int, c: int, family: Family) -> float:
     least_step = total_step = 0.0
     leanest = 0.0
     for kind, count in counts.items():
-        costs = [pricer.cost(kind, s, pp, c) for s in family.strategies(kind.kind)]
+        costs = [pricer.cost(kind, s, pp, c) for s in family.strategies(kind)]  # more virtual stages need no less
         alone = [cost.static + cost.microbatch + cost.transient_bytes for cost in costs]
         if min(alone) > pricer.limit_bytes * (1 + MEMORY_SLACK):
             return math.inf
@@ -36,7 +36,9 @@ def quick_bound(pricer: Pricer, pp: int, c: int, family: Family) -> float:
     total = sum(fastest[kind] * count for kind, count in counts.items())
     slowest = _slowest_stage(fastest, counts, pp, total)
     links = (pp - 1) * pricer.least_send(pp, c, family)
-    return (total + links + (c - 1) * slowest + max(least_step, total_step / pp)) * (1 - 1e-12)
+    v = family.virtual_stages
+    once = max(least_step, total_step / pp)
+    return (total / v + links + (c - 1 / v) * slowest + once) * (1 - 1e-12)
 
 
 def _slowest_stage(fastest: dict[LayerType, float], counts: Counter[LayerType], pp: int, total: float) -> float:

@@ -22,6 +22,7 @@ from typing import Protocol
 from uniap_tune.bounds import chain_bounds
 from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
+from uniap_tune.interleave import most_leading
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import quick_bound
 from uniap_tune.solvers import Solve, solver_named
@@ -79,10 +80,10 @@ class Candidate:
 
     @property
     def simplicity(self) -> tuple[int, ...]:
-        """The tie-break: fewer stages, less recompute, lower ZeRO, lower tp, fewer micro-batches."""
+        """The tie-break: fewer stages, less recompute, lower ZeRO, lower tp, fewer micro-batches and virtual stages."""
         chosen = [s[k] for s, k in zip(self.formulation.strategies, self.assignment.strategy, strict=True)]
         sums = [sum(column) for column in zip(*(s.simplicity for s in chosen), strict=True)]
-        return (self.pp, *sums, self.num_microbatches)
+        return (self.pp, *sums, self.num_microbatches, self.family.virtual_stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,9 @@ class Search:
     def _step(self, entry: _Entry) -> None:
         """Solve or discard one entry."""
         formulation = self._formulate(entry)
+        if entry.family.virtual_stages > 1:
+            self._step_interleaved(entry, formulation)
+            return
         bounds = chain_bounds(formulation.problem)
         if entry.leading and math.isinf(bounds.total):
             smallest = self._smallest_leading(entry)
@@ -246,6 +250,16 @@ class Search:
         self._prove(entry, max(entry.bound, solution.bound_s))
         self.solved += 1
         self._queue_next_leading(entry)
+
+    def _step_interleaved(self, entry: _Entry, formulation: Formulation) -> None:
+        """Solve an interleaved pipeline, and queue the next N: it is slower but needs less memory."""
+        solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, None)
+        if solution.assignment is not None:
+            self._keep(entry, formulation, solution.assignment)
+        self._prove(entry, max(entry.bound, solution.bound_s))
+        self.solved += 1
+        if entry.leading and entry.leading < most_leading(formulation.problem):
+            heapq.heappush(self.queue, replace(entry, leading=entry.leading + 1))
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)

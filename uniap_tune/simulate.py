@@ -18,11 +18,15 @@ from uniap_tune.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """Seconds of one micro-batch on one stage (all its model chunks), and of the link to the next one, one way."""
+    """Seconds of one micro-batch on one stage (all its model chunks), and of the link to the next one, one way.
+
+    ``shares``: the part of the stage's work in each of its chunks; equal parts if it is empty.
+    """
 
     forward: float
     backward: float
     link: float
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def simulate(
     schedule: Schedule = Schedule.ONE_F_ONE_B,
     virtual_stages: int = 1,
 ) -> Run:
-    """Run one step. With ``virtual_stages`` v each stage has v chunks of 1/v of its work (interleaved 1F1B).
+    """Run one step. With ``virtual_stages`` v each stage has v chunks (interleaved 1F1B).
 
     Raises:
         ValueError: a schedule that deadlocks (interleaving needs micro-batches in multiples of the stages).
@@ -72,8 +76,9 @@ def simulate(
                 ready = _ready(item, stages, done, v)
                 if ready is None:
                     break
-                work = (stages[i].forward if item.is_forward else stages[i].backward) / v
-                free[i] = done[item] = max(free[i], ready) + work
+                work = stages[i].forward if item.is_forward else stages[i].backward
+                share = stages[i].shares[item.chunk] if stages[i].shares else 1 / v
+                free[i] = done[item] = max(free[i], ready) + work * share
                 held[i] += 1 if item.is_forward else -1
                 most[i] = max(most[i], held[i])
                 place[i] += 1
@@ -142,24 +147,39 @@ class Recomputed:
 
 def recompute(problem: Problem, assignment: Assignment) -> Recomputed:
     """Re-evaluate an assignment by the definition in docs/explanation/solver.md, stage by stage."""
-    count, c = problem.num_stages, problem.num_microbatches
-    members = [[u for u, s in enumerate(assignment.stage) if s == i] for i in range(count)]
+    count, c, v = problem.num_stages, problem.num_microbatches, problem.virtual_stages
     works, updates, sizes = [], [], []
-    for i, layers in enumerate(members):
-        flying = c if problem.schedule is Schedule.GPIPE else min(c, count - i)
+    for i in range(count):
+        layers = [u for u, s in enumerate(assignment.stage) if s % count == i]
         chosen = [(problem.layers[u], assignment.strategy[u]) for u in layers]
         works.append(sum(float(t.time_s[k]) for t, k in chosen) + _inside(problem, assignment, i))
         updates.append(sum(float(t.step_time_s[k]) for t, k in chosen))
         static = sum(float(t.static_bytes[k]) for t, k in chosen)
-        running = static + sum(flying * float(t.microbatch_bytes[k]) for t, k in chosen)
-        running += max((float(t.transient_bytes[k]) for t, k in chosen), default=0.0)
+        held = [_held(problem, assignment.stage[u]) * float(t.microbatch_bytes[k])
+                for u, (t, k) in zip(layers, chosen, strict=True)]  # fmt: skip
+        running = static + sum(held) + max((float(t.transient_bytes[k]) for t, k in chosen), default=0.0)
         sizes.append(max(running, static + sum(float(t.step_bytes[k]) for t, k in chosen)))
     links = [_across(problem, assignment, j) for j in range(count - 1)]
-    objective = sum(works) + sum(links) + (c - 1) * max(works + links) + max(updates)
+    if v > 1:  # (c - 1) micro-batches pass the slowest stage whole, one more through all stages at 1/v of their work
+        objective = (c - 1) * max(works) + max(works) * (1 - 1 / v) + sum(works) / v + sum(links) + max(updates)
+    else:
+        objective = sum(works) + sum(links) + (c - 1) * max(works + links) + max(updates)
     limit = problem.memory_limit_bytes * (1 + 1e-12)
     # sums are taken in another order here than in the solvers: allow their rounding, a few ulps
-    feasible = all(size <= limit * (1 + 1e-14) for size in sizes) and _in_order(assignment, count)
+    feasible = all(size <= limit * (1 + 1e-14) for size in sizes) and _in_order(assignment, v * count)
     return Recomputed(objective, tuple(sizes), feasible)
+
+
+def _held(problem: Problem, interval: int) -> int:
+    """Micro-batches whose activations an interval of layers holds when its stage holds most."""
+    count, c, v = problem.num_stages, problem.num_microbatches, problem.virtual_stages
+    if problem.schedule is Schedule.GPIPE:
+        return c
+    if v == 1:
+        return min(c, count - interval)
+    stage, chunk = interval % count, interval // count
+    passes = min(2 * (count - stage - 1) + (v - 1) * count + 1, c * v)  # forward passes before the first backward
+    return sum(n // count % v == chunk for n in range(passes))
 
 
 def _layouts(problem: Problem, assignment: Assignment, u: int, v: int) -> tuple[int, int]:
@@ -172,13 +192,14 @@ def _inside(problem: Problem, assignment: Assignment, i: int) -> float:
     """Re-sharding seconds inside stage i."""
     total = 0.0
     for edge in problem.edges:
-        if assignment.stage[edge.source] == i == assignment.stage[edge.target]:
+        first, last = assignment.stage[edge.source], assignment.stage[edge.target]
+        if first == last and first % problem.num_stages == i:
             total += float(edge.reshard_s[_layouts(problem, assignment, edge.source, edge.target)])
     return total
 
 
 def _across(problem: Problem, assignment: Assignment, j: int) -> float:
-    """Seconds of the link between stages j and j + 1."""
+    """Seconds of the link between stages j and j + 1, crossed once."""
     total = 0.0
     for edge in problem.edges:
         if assignment.stage[edge.source] <= j < assignment.stage[edge.target]:

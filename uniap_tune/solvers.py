@@ -1,4 +1,4 @@
-"""Which engine solves a problem: stage columns (chains), or the MILP on HiGHS or CBC."""
+"""Which engine solves a problem: stage columns (chains), intervals (interleaved chains), or a MILP on HiGHS or CBC."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from enum import StrEnum
 from uniap_tune.bounds import ChainBounds, chain_bounds
 from uniap_tune.chain import SOLVER, solve_chain
 from uniap_tune.deadline import Deadline, DeadlineError
+from uniap_tune.interleave import is_regular, solve_regular
 from uniap_tune.problem import Problem, Solution, Status
 
 AUTO = "auto"
@@ -25,13 +26,16 @@ class Formulation(StrEnum):
 
 
 # A problem, a TPI above which plans are of no interest, when to stop, and the problem's bounds.
-Solve = Callable[[Problem, float, Deadline, ChainBounds], Solution]
+# None: of an interleaved pipeline, which has no such bounds.
+Solve = Callable[[Problem, float, Deadline, ChainBounds | None], Solution]
 
 
 def solver_named(name: str = AUTO) -> Solve:
     """``auto``, ``highs`` or ``cbc``, for use by the search."""
 
-    def solve(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds) -> Solution:
+    def solve(problem: Problem, cutoff: float, deadline: Deadline, bounds: ChainBounds | None) -> Solution:
+        if problem.virtual_stages > 1:
+            return solve_interleaved(problem, name, deadline)
         if name == AUTO and problem.is_chain:
             return solve_chain(problem, cutoff=cutoff, deadline=deadline, bounds=bounds)
         return solve_by_milp(problem, name, deadline, cutoff=cutoff, bounds=bounds)
@@ -57,9 +61,23 @@ def solve(
         seconds: time limit.
     """
     deadline = Deadline.after(seconds)
+    if problem.virtual_stages > 1:
+        return solve_interleaved(problem, name, deadline)
     if name in (AUTO, SOLVER) and problem.is_chain and formulation is Formulation.AUTO:
         return solve_chain(problem, deadline=deadline)
     return solve_by_milp(problem, name, deadline, gap=gap, formulation=formulation)
+
+
+def solve_interleaved(problem: Problem, name: str = AUTO, deadline: Deadline | None = None) -> Solution:
+    """The best cut of an interleaved pipeline: by intervals where inner layers are equal, else by MILP."""
+    if name in (AUTO, COLUMNS) and is_regular(problem):
+        return solve_regular(problem)
+    from uniap_tune.milp.interleaved import solve_intervals
+    from uniap_tune.milp.solvers import Limits, MilpSolver
+
+    left = (deadline or Deadline()).left()
+    solver = MilpSolver.CBC if name == MilpSolver.CBC else MilpSolver.HIGHS
+    return solve_intervals(problem, solver, Limits(seconds=None if math.isinf(left) else left))
 
 
 def solve_by_milp(

@@ -6,22 +6,25 @@ model every grid is a family of its own; for ``any`` all strategies are one fami
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from types import MappingProxyType
 
 from uniap_tune.errors import InputError
-from uniap_tune.graph import LayerKind
+from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Cluster, Job, Model, Recompute
 from uniap_tune.strategy import Capabilities, Strategy
 
-KNOBS = ("pp", "tp", "cp", "dp", "zero", "recompute", "mbs", "microbatches")
+KNOBS = ("pp", "vpp", "tp", "cp", "dp", "ep", "etp", "zero", "recompute", "mbs", "microbatches")
 
 # Targets with one grid for all layers are tried with context parallelism from this sequence length on, or when there
 # are more devices than samples; below it its ring exchange never pays [Empirical]. The per-layer space of the paper has
 # none: with it the layouts of a layer multiply, so it is left out there unless asked for.
 _LONG_SEQUENCE = 8192
 _MAX_CP = 8
+# Virtual stages tried unless asked for: no published recipe has more [Empirical].
+_MAX_VPP = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,23 +96,31 @@ def _split(text: str, option: str) -> tuple[str, str]:
 class Family:
     """Strategies one MIQP may mix, for transformer blocks; other layers use the same grids without recompute.
 
-    ``leading``: the blocks recomputed in full are the first N of each stage, N to be chosen.
+    ``leading``: the blocks recomputed in full are the first N of each stage (or model chunk), N to be chosen.
+    ``virtual_stages``: model chunks on each stage, one for plain 1F1B.
     """
 
     blocks: tuple[Strategy, ...]
     leading: bool = False
+    virtual_stages: int = 1
 
-    def strategies(self, kind: LayerKind) -> tuple[Strategy, ...]:
-        """The choices of a layer of this kind, simplest first."""
-        if kind is LayerKind.BLOCK:
-            return self.blocks
-        return tuple(dict.fromkeys(replace(s, recompute=Recompute.NONE) for s in self.blocks))
+    def strategies(self, layer: LayerType) -> tuple[Strategy, ...]:
+        """The choices of a layer of this type, simplest first."""
+        choices: Iterable[Strategy] = self.blocks
+        if layer.kind is not LayerKind.BLOCK:
+            choices = (replace(s, recompute=Recompute.NONE) for s in choices)
+        if (
+            not layer.moe and len({(s.ep, s.etp) for s in self.blocks}) > 1
+        ):  # where layers may differ, it has no experts
+            choices = (replace(s, ep=1, etp=1) for s in choices)
+        return tuple(dict.fromkeys(choices))
 
     @property
     def grid(self) -> str:
         """Its one grid in short form, without recompute, or how many strategies it has."""
         grids = {replace(s, recompute=Recompute.NONE).describe() for s in self.blocks}
-        return grids.pop() if len(grids) == 1 else f"{len(self.blocks)} strategies"
+        text = grids.pop() if len(grids) == 1 else f"{len(self.blocks)} strategies"
+        return f"{text} vpp{self.virtual_stages}" if self.virtual_stages > 1 else text
 
     @property
     def name(self) -> str:
@@ -156,7 +167,17 @@ class Space:
         if self.capabilities.leading_recompute:
             plain = {replace(s, recompute=Recompute.NONE): s for s in usable if s.recompute is Recompute.FULL}
             families += [Family((s, plain[s]), leading=True) for s in usable if s in plain]
-        return families
+        return [replace(f, virtual_stages=v) for v in self._virtual_stages(pp, num_microbatches) for f in families]
+
+    def _virtual_stages(self, pp: int, num_microbatches: int) -> list[int]:
+        """Numbers of model chunks on a stage. Interleaving needs micro-batches in multiples of the stages: Megatron's
+        schedules.py deadlocks or pads otherwise."""
+        found = [1] if self.knobs.allows("vpp", 1) else []
+        if self.capabilities.interleaving and pp > 1 and num_microbatches % pp == 0:
+            asked = "vpp" in self.knobs.fix or "vpp" in self.knobs.maximum
+            most = (self.model.num_layers + 2) // pp
+            found += [v for v in range(2, 1 + (most if asked else min(most, _MAX_VPP))) if self.knobs.allows("vpp", v)]
+        return found
 
     def _grids(self, pp: int) -> Iterator[Strategy]:
         size = self.cluster.num_devices // pp
@@ -169,10 +190,28 @@ class Space:
                 if not self._context_legal(cp) or not self.knobs.allows("dp", dp):
                     continue
                 sequence_parallel = self.capabilities.sequence_parallel and tp > 1 and self._sequence_splits(tp * cp)
-                for zero in sorted(zeros):
+                for zero, (ep, etp) in product(sorted(zeros), self._expert_grids(tp, cp * dp, sequence_parallel)):
                     if (zero and dp * cp == 1) or not self.knobs.allows("zero", zero):
                         continue
-                    yield Strategy(tp=tp, cp=cp, dp=dp, zero=zero, sequence_parallel=sequence_parallel)
+                    yield Strategy(tp=tp, cp=cp, dp=dp, ep=ep, etp=etp, zero=zero, sequence_parallel=sequence_parallel)
+
+    def _expert_grids(self, tp: int, replicas: int, sequence_parallel: bool) -> list[tuple[int, int]]:
+        """(ep, etp): which ranks of a stage share a set of experts. Experts are whole, or split as the rest is.
+
+        Megatron needs sequence parallelism where tokens are sent over ep and tp is used.
+        """
+        moe = self.model.moe
+        grids = [(1, 1)]
+        if moe is not None and self.capabilities.expert_parallel:
+            grids = [
+                (ep, etp)
+                for etp in sorted({1, tp})
+                for ep in divisors(moe.num_experts)
+                if tp * replicas % (ep * etp) == 0
+                and moe.expert_ffn_size % etp == 0
+                and (ep == 1 or tp == 1 or sequence_parallel)
+            ]
+        return [(ep, etp) for ep, etp in grids if self.knobs.allows("ep", ep) and self.knobs.allows("etp", etp)]
 
     def _with_recompute(self, grid: Strategy) -> Iterator[Strategy]:
         for mode in sorted(self.capabilities.recompute & self.job.allowed_recompute):
