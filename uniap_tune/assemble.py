@@ -10,7 +10,7 @@ from uniap_tune.cost.parts import BUFFERS, WORKSPACE, LayerCost
 from uniap_tune.formulate import Formulation
 from uniap_tune.graph import Graph
 from uniap_tune.plan import Plan, Stage
-from uniap_tune.problem import Evaluation, evaluate, relative_gap
+from uniap_tune.problem import Assignment, Evaluation, evaluate, relative_gap
 from uniap_tune.search import Candidate
 from uniap_tune.simulate import StageTimes, simulate
 from uniap_tune.spec import Cluster, Job
@@ -39,7 +39,7 @@ def assemble(
     formulation, assignment = candidate.formulation, candidate.assignment
     value = evaluate(formulation.problem, assignment)
     stages = tuple(_stage(candidate, graph, costs, job, i, value) for i in range(candidate.pp))
-    seconds = simulated_seconds(stages, candidate.num_microbatches)
+    seconds = simulated_seconds(stages, candidate.num_microbatches, formulation.problem.virtual_stages)
     devices, dtype = cluster.num_devices, job.precision.compute
     peak = cluster.device.peak_flops.get(dtype, max(cluster.device.peak_flops.values()))
     first = stages[0].strategies[0]
@@ -58,20 +58,23 @@ def assemble(
         micro_batch_size=job.global_batch // (candidate.num_microbatches * first.dp),
         schedule=str(formulation.problem.schedule),
         stages=stages,
+        virtual_stages=formulation.problem.virtual_stages,
         inputs=inputs,
         assumptions=assumptions,
     )
 
 
-def simulated_seconds(stages: tuple[Stage, ...], num_microbatches: int) -> float:
+def simulated_seconds(stages: tuple[Stage, ...], num_microbatches: int, virtual_stages: int = 1) -> float:
     """Seconds of a step: the schedule event by event, then the slowest stage's once-a-step work."""
-    times = [StageTimes(s.forward_s, s.time_s - s.forward_s, s.link_s / 2) for s in stages]
-    return simulate(times, num_microbatches).seconds + max(s.step_s for s in stages)
+    times = [StageTimes(s.forward_s, s.time_s - s.forward_s, s.link_s / 2, s.chunk_shares) for s in stages]
+    seconds = simulate(times, num_microbatches, virtual_stages=virtual_stages).seconds
+    return seconds + max(s.step_s for s in stages)
 
 
 def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: int, value: Evaluation) -> Stage:
     formulation, assignment = candidate.formulation, candidate.assignment
-    layers = [u for u, stage in enumerate(assignment.stage) if stage == i]
+    intervals = range(i, formulation.problem.num_intervals, candidate.pp)
+    layers = [u for u, interval in enumerate(assignment.stage) if interval in intervals]
     chosen = [formulation.costs[u][assignment.strategy[u]] for u in layers]
     time = _sum([*(cost.forward_s for cost in chosen), *(cost.backward_s for cost in chosen)])
     reshard = value.stage_time_s[i] - sum(cost.time for cost in chosen)
@@ -82,12 +85,23 @@ def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: in
         strategies=tuple(formulation.strategies[u][assignment.strategy[u]] for u in layers),
         time_s=value.stage_time_s[i],
         forward_s=sum(cost.forward for cost in chosen) + time.get(RESHARD, 0.0) / 2,
-        link_s=value.link_time_s[i] if i < candidate.pp - 1 else 0.0,
+        link_s=value.link_time_s[i] if i < len(value.link_time_s) else 0.0,
         step_s=value.stage_step_s[i],
         time=time,
         step=_sum(cost.step_s for cost in chosen),
-        memory=_memory(candidate, costs, job, formulation, i, layers, chosen),
+        memory=_memory(candidate, costs, job, formulation, layers, chosen),
+        **_chunks(formulation, assignment, intervals),
     )
+
+
+def _chunks(formulation: Formulation, assignment: Assignment, intervals: range) -> dict[str, Any]:
+    """How many layers each model chunk of a stage holds, and its part of the stage's seconds."""
+    if len(intervals) == 1:
+        return {}
+    members = [[u for u, interval in enumerate(assignment.stage) if interval == s] for s in intervals]
+    seconds = [sum(formulation.costs[u][assignment.strategy[u]].time for u in chunk) for chunk in members]
+    whole = sum(seconds) or 1.0
+    return {"chunks": tuple(map(len, members)), "chunk_shares": tuple(part / whole for part in seconds)}
 
 
 def _memory(
@@ -95,25 +109,26 @@ def _memory(
     costs: CostModel,
     job: Job,
     formulation: Formulation,
-    i: int,
     layers: list[int],
     chosen: list[LayerCost],
 ) -> dict[str, float]:
     """Bytes of the stage's fullest device by part; they sum to its peak."""
-    in_flight = formulation.problem.in_flight(i)
+    problem = formulation.problem
     held = _sum(cost.static_bytes for cost in chosen)
-    flying = _sum(cost.microbatch_bytes for cost in chosen)
+    flying = _sum(
+        {name: problem.in_flight(candidate.assignment.stage[u]) * size for name, size in cost.microbatch_bytes.items()}
+        for u, cost in zip(layers, chosen, strict=True)
+    )
     largest = max(range(len(layers)), key=lambda place: chosen[place].transient_bytes)
     strategy = formulation.strategies[layers[largest]][candidate.assignment.strategy[layers[largest]]]
     samples = job.global_batch // (candidate.num_microbatches * strategy.dp)
-    buffers = costs.buffer_bytes(strategy, samples=samples)
-    running = in_flight * sum(flying.values()) + chosen[largest].transient_bytes
+    buffers = costs.buffer_bytes(strategy, samples=samples, virtual_stages=problem.virtual_stages)
+    running = sum(flying.values()) + chosen[largest].transient_bytes
     update = sum(cost.step_bytes for cost in chosen)
     if update > running:
         peak = {OPTIMIZER_STEP: update}
     else:
-        peak = {name: in_flight * size for name, size in flying.items()}
-        peak |= {BUFFERS: buffers, WORKSPACE: chosen[largest].transient_bytes - buffers}
+        peak = flying | {BUFFERS: buffers, WORKSPACE: chosen[largest].transient_bytes - buffers}
     return _sum([held, peak, {RESERVED: costs.reserved_bytes()}])
 
 

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
+from types import MappingProxyType
 
+from uniap_tune.assemble import RESHARD, simulated_seconds
+from uniap_tune.cost import parts
 from uniap_tune.formulate import Pricer
 from uniap_tune.plan import Plan, Stage
 from uniap_tune.search import SearchOptions, search
 from uniap_tune.space import Space
+from uniap_tune.strategy import Strategy
 from uniap_tune.units import format_bytes, format_percent
 
 # A change smaller than this is not worth a word.
 _NOTABLE = 1e-3
+
+SEND = "send"  # transfers between stages that nothing hides
+BUBBLE = "bubble"  # what the slowest stage waits while the pipeline fills and drains
+
+# What people call the parts of a step.
+PART_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        parts.COMPUTE: "compute",
+        parts.RECOMPUTE: "recompute",
+        parts.TP_COMM: "TP communication",
+        parts.CP_COMM: "CP communication",
+        parts.EP_COMM: "EP communication",
+        parts.ZERO_COMM: "ZeRO communication",
+        parts.DP_COMM: "DP communication",
+        RESHARD: "re-sharding",
+        SEND: "PP sends",
+        BUBBLE: "bubble",
+        parts.OPTIMIZER: "optimizer",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +75,20 @@ def bubble_fraction(plan: Plan) -> float:
 
 
 def time_shares(plan: Plan) -> dict[str, float]:
-    """Seconds of a step by part, on the slowest stage, with what it idles as ``bubble``."""
-    stage = max(plan.stages, key=lambda s: s.time_s)
-    shares = {name: plan.num_microbatches * value for name, value in stage.time.items()}
-    for name, value in stage.step.items():
+    """Seconds of a step by part; they sum to ``plan.step_time_s``.
+
+    Of micro-batches those of the slowest stage, of what is done once a step those of the stage that takes longest for
+    it. What the slowest stage waits is ``bubble`` as far as it would wait with links that take no time, else ``send``.
+    """
+    slowest = max(plan.stages, key=lambda s: s.time_s)
+    shares = {name: plan.num_microbatches * value for name, value in slowest.time.items()}
+    for name, value in max(plan.stages, key=lambda s: s.step_s).step.items():
         shares[name] = shares.get(name, 0.0) + value
-    shares["bubble"] = max(0.0, plan.step_time_s - sum(shares.values()))
+    waits = max(0.0, plan.step_time_s - sum(shares.values()))
+    linked = simulated_seconds(plan.stages, plan.num_microbatches)
+    alone = simulated_seconds(tuple(replace(s, link_s=0.0) for s in plan.stages), plan.num_microbatches)
+    shares[SEND] = min(waits, linked - alone)
+    shares[BUBBLE] = waits - shares[SEND]
     return {name: value for name, value in shares.items() if value > 0}
 
 
@@ -68,16 +101,21 @@ def grid(plan: Plan) -> str:
     """The plan in one line: ``"pp 2, tp 8, dp 4, zero 1, micro-batch 1 x 32, recompute none"``."""
     uniform = plan.uniform()
     parts = [f"pp {plan.pp}"]
+    if plan.virtual_stages > 1:
+        parts.append(f"vpp {plan.virtual_stages}")
     if uniform is not None:
         parts += [f"tp {uniform.tp}", f"dp {uniform.dp}"]
-        if uniform.cp > 1:
-            parts.append(f"cp {uniform.cp}")
+        parts += [f"{name} {size}" for name, size in _small_axes(uniform) if size > 1]
         parts.append(f"zero {uniform.zero}")
     else:
         parts.append("strategies differ by layer")
     parts.append(f"micro-batch {plan.micro_batch_size} x {plan.num_microbatches}")
     parts.append(f"recompute {recompute_text(plan)}")
     return ", ".join(parts)
+
+
+def _small_axes(strategy: Strategy) -> list[tuple[str, int]]:
+    return [("cp", strategy.cp), ("ep", strategy.ep), ("etp", strategy.etp)]
 
 
 def recompute_text(plan: Plan) -> str:

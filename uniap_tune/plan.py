@@ -24,6 +24,7 @@ class Stage:
         strategies: one for each layer.
         chunks: with virtual stages, how many of the layers each model chunk holds; chunk k of stage i is virtual
             stage k * pp + i. Empty without.
+        chunk_shares: the part of ``time_s`` in each chunk.
         time_s: seconds of one micro-batch, forward and backward (p_i of the formulation).
         forward_s: the forward part of ``time_s``.
         link_s: seconds of one micro-batch on the link to the next stage, there and back (o_i). After the last stage 0,
@@ -44,6 +45,7 @@ class Stage:
     step: Mapping[str, float]
     memory: Mapping[str, float]
     chunks: tuple[int, ...] = ()
+    chunk_shares: tuple[float, ...] = ()
 
     @property
     def peak_bytes(self) -> float:
@@ -174,7 +176,7 @@ def _grid(strategy: Strategy) -> tuple[int, ...]:
 def _stage_dict(stage: Stage) -> dict[str, Any]:
     data = {f.name: getattr(stage, f.name) for f in fields(stage)}
     data["layers"] = list(stage.layers)
-    data["chunks"] = list(stage.chunks)
+    data["chunks"], data["chunk_shares"] = list(stage.chunks), list(stage.chunk_shares)
     data["strategies"] = [asdict(s) for s in stage.strategies]
     for name in ("time", "step", "memory"):
         data[name] = dict(data[name])
@@ -185,7 +187,8 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
 def _stage(data: Mapping[str, Any]) -> Stage:
     values = {f.name: data[f.name] for f in fields(Stage) if f.name in data}
     values["layers"] = tuple(values["layers"])
-    values["chunks"] = tuple(values.get("chunks", ()))
+    for name in ("chunks", "chunk_shares"):
+        values[name] = tuple(values.get(name, ()))
     values["strategies"] = tuple(
         Strategy(**{**s, "recompute": Recompute(s["recompute"])}) for s in values["strategies"]
     )

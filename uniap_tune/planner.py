@@ -17,6 +17,7 @@ from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError, StoppedError, TuneError
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import build_graph
+from uniap_tune.legality import conflict, restrictions
 from uniap_tune.parallel import search_with
 from uniap_tune.plan import Plan
 from uniap_tune.problem import Status
@@ -146,6 +147,41 @@ def run(
         prices: see :func:`build`.
         within: the part of the request's space to search; by default all of it.
     """
+    planning = attempt(
+        request,
+        top=top,
+        deadline=deadline,
+        solver=solver,
+        near=near,
+        jobs=jobs,
+        notify=notify,
+        prices=prices,
+        within=within,
+    )
+    if planning.result.status is Status.INFEASIBLE:
+        raise _infeasible(request, planning.space, planning.prices)
+    if not planning.plans:
+        raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+    return planning
+
+
+def attempt(
+    request: Request,
+    *,
+    top: int = 1,
+    deadline: Deadline | None = None,
+    solver: str = AUTO,
+    near: float = RERANK_GAP,
+    jobs: int = 1,
+    notify: Callable[[Progress], None] | None = None,
+    prices: Pricer | None = None,
+    within: Space | None = None,
+) -> Planning:
+    """As :func:`run`, but where nothing fits or is found in time, the answer has no plans.
+
+    Raises:
+        InputError: inputs that make no sense together.
+    """
     validate(request)
     space, pricer = build(request, prices=prices)
     space = within or space
@@ -158,10 +194,6 @@ def run(
         notify=notify,
     )
     result = search(space, pricer, options) if jobs == 1 else search_with(space, pricer, options, jobs)
-    if result.status is Status.INFEASIBLE:
-        raise _infeasible(request, space, pricer)
-    if not result.candidates:
-        raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
     inputs, notes, limit = request.describe(), assumptions(request), request.memory_limit_bytes
     plans = [
         assemble(
@@ -186,13 +218,13 @@ def run(
 
 def _worth_showing(result: SearchResult, top: int, near: float) -> list[Candidate]:
     """The best ``top`` candidates and all that are near the best."""
-    best = result.candidates[0].objective_s
+    best = result.candidates[0].objective_s if result.candidates else 0.0
     return [x for i, x in enumerate(result.candidates) if i < top or x.objective_s <= best * (1 + near)]
 
 
 def _by_simulation(plans: Sequence[Plan], near: float) -> list[int]:
     """Order of the plans: those near the optimum by their simulated step, which sees what the closed form hides."""
-    last = plans[0].objective_s * (1 + near)
+    last = plans[0].objective_s * (1 + near) if plans else 0.0
 
     def rank(i: int) -> tuple[bool, float, int]:
         is_near = plans[i].objective_s <= last
@@ -279,20 +311,15 @@ def validate(request: Request) -> None:
 
 def _require_strategies(request: Request) -> None:
     """The batch, the devices and the knobs must leave at least one legal strategy."""
-    space = _space(request)
-    if _has_strategies(space):
+    found = conflict(_space(request))
+    if found is None:
         return
     batch, devices = request.job.global_batch, request.cluster.num_devices
-    free = replace(space, knobs=Knobs())
-    if _has_strategies(free):
-        asked = ", ".join(
-            [f"{k}={v}" for k, v in request.knobs.fix.items()]
-            + [f"{k}<={v}" for k, v in request.knobs.maximum.items()]
-            + sorted(f"not {k}={v}" for k, v in request.knobs.forbid)
-        )
+    asked = " ".join(restrictions(found.knobs))
+    if asked:
         raise InputError(
             f"no strategy is left with {asked} on {devices} devices and a global batch of {batch}",
-            why="dp x tp x cp x pp must be the number of devices, and dp x micro-batch must divide the global batch",
+            why="; ".join(found.reasons),
             fix="loosen --fix, --max or --forbid",
         )
     raise InputError(
@@ -300,11 +327,6 @@ def _require_strategies(request: Request) -> None:
         why=f"{request.model.name} allows no tensor and pipeline degrees that leave a data-parallel degree dividing it",
         fix=f"use a multiple of {devices}",
     )
-
-
-def _has_strategies(space: Space) -> bool:
-    counts = space.microbatch_counts()
-    return any(space.families(pp, c) for pp in space.pipeline_sizes() for c in counts)
 
 
 def _infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleError:
@@ -322,14 +344,14 @@ def assumptions(request: Request) -> tuple[str, ...]:
     """What the answer supposes and leaves out, one sentence each."""
     notes = [
         "Times come from an analytic cost model; nothing was measured on this cluster.",
-        "Stages run 1F1B without interleaving; the step time shown is simulated event by event.",
+        "The step time shown is simulated event by event.",
         "Data loading, checkpointing, evaluation and stragglers are left out.",
     ]
     if request.target is Target.ANY:
         notes.append("A strategy for each layer is the full space of the paper; no engine runs all of it today.")
         notes.append("Context parallelism is left out of it unless asked for with --max cp=N.")
     if request.model.moe is not None:
-        notes.append("Experts are balanced, and every expert-parallel degree is 1.")
+        notes.append("Experts are balanced.")
     return tuple(notes)
 
 
