@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "files"),
     ("hardware", "graph", "strategy"),
     ("weights", "targets", "space"),
+    ("legality",),
     ("cost",),
     ("problem",),
     ("pareto",),

@@ -198,8 +198,9 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
 
 
 def test_knobs_that_leave_nothing_are_refused() -> None:
-    with pytest.raises(InputError, match="no strategy is left with tp=3"):
-        validate(request(knobs=Knobs(fix={"tp": "3"})))
+    with pytest.raises(InputError, match="no strategy is left with --fix tp=3") as caught:
+        validate(request(knobs=Knobs(fix={"tp": "3", "zero": "1"})))
+    assert caught.value.why.startswith("tp(3) does not divide the 4 devices; tp 3 does not divide the 4 attention heads")
 
 
 def test_what_does_not_fit_says_so() -> None:

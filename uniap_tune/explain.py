@@ -8,7 +8,16 @@ from itertools import groupby
 from types import MappingProxyType
 
 from uniap_tune.assemble import RESHARD, simulated_seconds
-from uniap_tune.cost import parts
+from uniap_tune.cost.parts import (
+    COMPUTE,
+    CP_COMM,
+    DP_COMM,
+    EP_COMM,
+    OPTIMIZER,
+    RECOMPUTE,
+    TP_COMM,
+    ZERO_COMM,
+)
 from uniap_tune.formulate import Pricer
 from uniap_tune.plan import Plan, Stage
 from uniap_tune.search import SearchOptions, search
@@ -25,17 +34,17 @@ BUBBLE = "bubble"  # what the slowest stage waits while the pipeline fills and d
 # What people call the parts of a step.
 PART_NAMES: Mapping[str, str] = MappingProxyType(
     {
-        parts.COMPUTE: "compute",
-        parts.RECOMPUTE: "recompute",
-        parts.TP_COMM: "TP communication",
-        parts.CP_COMM: "CP communication",
-        parts.EP_COMM: "EP communication",
-        parts.ZERO_COMM: "ZeRO communication",
-        parts.DP_COMM: "DP communication",
+        COMPUTE: "compute",
+        RECOMPUTE: "recompute",
+        TP_COMM: "TP communication",
+        CP_COMM: "CP communication",
+        EP_COMM: "EP communication",
+        ZERO_COMM: "ZeRO communication",
+        DP_COMM: "DP communication",
         RESHARD: "re-sharding",
         SEND: "PP sends",
         BUBBLE: "bubble",
-        parts.OPTIMIZER: "optimizer",
+        OPTIMIZER: "optimizer",
     }
 )
 
@@ -85,8 +94,9 @@ def time_shares(plan: Plan) -> dict[str, float]:
     for name, value in max(plan.stages, key=lambda s: s.step_s).step.items():
         shares[name] = shares.get(name, 0.0) + value
     waits = max(0.0, plan.step_time_s - sum(shares.values()))
-    linked = simulated_seconds(plan.stages, plan.num_microbatches)
-    alone = simulated_seconds(tuple(replace(s, link_s=0.0) for s in plan.stages), plan.num_microbatches)
+    linked = simulated_seconds(plan.stages, plan.num_microbatches, plan.virtual_stages)
+    free = tuple(replace(s, link_s=0.0) for s in plan.stages)
+    alone = simulated_seconds(free, plan.num_microbatches, plan.virtual_stages)
     shares[SEND] = min(waits, linked - alone)
     shares[BUBBLE] = waits - shares[SEND]
     return {name: value for name, value in shares.items() if value > 0}
