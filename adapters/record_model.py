@@ -13,6 +13,8 @@ from .record_fields import Fields, SkippedRecordError, count, flag, mapping, req
 _GATED = ("swiglu", "silu", "geglu", "gated")
 _SIZE = re.compile(r"[-_]?(?:h\d+.*|\d+(?:x\d+)?[_.]?\d*[bmt]\b.*)$", re.IGNORECASE)
 _LARGEST_LAYERS = 10_000
+_MANY_EXPERTS = 256  # of DeepSeek-V3
+_FEW_LAYERS = 8
 _LARGEST_WIDTH = 10**7
 
 
@@ -48,12 +50,13 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
     gpt = not gated and "rope" not in text(fields, "position")
     mla = _latent(fields, name, assumptions)
     seq = required({**fields, **record}, "seq_length", "seq", "sequence_length")
+    layers = _bounded(fields, _LARGEST_LAYERS, "layers_run", "num_hidden_layers", "layers")
     tied = flag(fields, "tie_word_embeddings")
     bias = flag(fields, "bias")
     model = Model(
         name=name,
         family=family_of(name),
-        num_layers=_bounded(fields, _LARGEST_LAYERS, "layers_run", "num_hidden_layers", "layers"),
+        num_layers=layers,
         hidden_size=hidden,
         ffn_size=ffn,
         num_heads=heads,
@@ -72,7 +75,7 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
         tied_embeddings=gpt if tied is None else tied,
         attention_dropout=dropout if gpt else 0.0,
         hidden_dropout=dropout if gpt else 0.0,
-        moe=_experts(fields, mla, assumptions),
+        moe=_experts(fields, layers, mla, assumptions),
         mla=mla,
         mtp_layers=_extra_predictions(record),
     )
@@ -133,16 +136,23 @@ def _latent(fields: Fields, name: str, assumptions: list[str]) -> Mla | None:
     )
 
 
-def _experts(fields: Fields, mla: Mla | None, assumptions: list[str]) -> Moe | None:
+def _experts(fields: Fields, layers: int, mla: Mla | None, assumptions: list[str]) -> Moe | None:
+    """Routed and shared experts, with those of DeepSeek's models where a record of one leaves them out."""
     experts = count(fields, "num_experts", "experts", "n_routed_experts")
     if experts is None or experts == 1:
         return None
     width = required(fields, "moe_intermediate_size", "moe_ffn", "expert_ffn", "intermediate_size", "ffn")
     shared = count(fields, "shared_ffn", "moe_shared_expert_intermediate_size", least=0)
-    if shared is None:
-        shared = width if mla else 0
-        if mla:
-            assumptions.append("one shared expert as wide as a routed one")
+    dense = count(fields, "first_k_dense_replace", least=0)
+    if mla and shared is None:
+        # DeepSeek-V2 (arXiv 2405.04434 section 3.1.2) has two shared experts of 160, V3 one of 256
+        several = 2 if experts < _MANY_EXPERTS else 1
+        shared = several * width
+        assumptions.append(f"{several} shared expert{'s' if several > 1 else ''} as wide as a routed one")
+    if mla and dense is None:
+        # V2 one, V3 three of 61 (arXiv 2412.19437 section 4.2); jobs that run a few layers of it keep one
+        dense = 3 if experts >= _MANY_EXPERTS and layers > _FEW_LAYERS else 1
+        assumptions.append(f"{dense} dense layer{'s' if dense > 1 else ''} before those with experts")
     top_k = required(fields, "num_experts_per_tok", "topk", "top_k")
     if top_k > experts:
         raise InputError(f"record routes to {top_k} of {experts} experts", fix="correct num_experts_per_tok")
@@ -150,8 +160,8 @@ def _experts(fields: Fields, mla: Mla | None, assumptions: list[str]) -> Moe | N
         num_experts=experts,
         top_k=top_k,
         expert_ffn_size=width,
-        shared_ffn_size=shared,
-        first_dense_layers=count(fields, "first_k_dense_replace", least=0) or 0,
+        shared_ffn_size=shared or 0,
+        first_dense_layers=dense or 0,
     )
 
 

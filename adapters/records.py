@@ -13,11 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from uniap_tune.accuracy import Measured, memory_error
-from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP, Runtime
+from uniap_tune.cost.runtime import (
+    CORE_ATTENTION,
+    MEGATRON_2021,
+    MEGATRON_DEEPSPEED_2023,
+    PYTORCH_FSDP,
+    RECOMPUTE_MODULES,
+    Runtime,
+)
 from uniap_tune.errors import InputError, TuneError
 from uniap_tune.graph import build_graph
 from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
-from uniap_tune.spec import DType, Job, Precision, Recompute
+from uniap_tune.spec import DType, Job, Model, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Capabilities, Strategy, Target
 from uniap_tune.weights import parameter_count
 
@@ -33,6 +40,8 @@ _FORMATS = {
     "fp8-ds": DType.FP8, "fp8-sc": DType.FP8, "fp8-mx": DType.MXFP8, "mxfp8": DType.MXFP8, "nvfp4": DType.NVFP4,
 }  # fmt: skip
 _UNSUPPORTED_TASKS = ("lora", "peft", "qlora")
+# NVIDIA's recipes, whose defaults differ from those of Megatron-LM's command line
+_BRIDGE_WORDS = ("megatron-bridge", "nemo")
 _PYTORCH_WORDS = ("pytorch", "torchtitan", "foundry", "fairscale", "lightning")
 _MAX_LINE = 1 << 20
 
@@ -187,10 +196,12 @@ class _Reader:
             flash = not legacy
             self._assumptions.append(f"{'with' if flash else 'without'} FlashAttention, as usual in {dtype} training")
         staged = staged_chunks(record, parsed.model)
+        bridge = self._is_bridge() and not legacy
         job = Job(
             global_batch=self._global_batch(),
             seq_length=parsed.seq_length,
-            precision=Precision(compute=dtype),
+            precision=Precision(compute=dtype, gradient_bytes=2 if bridge else None),
+            optimizer_state_bytes=self._optimizer_states(parsed.model) if bridge else None,
             flash_attention=flash,
         )
         run = Run(
@@ -220,6 +231,19 @@ class _Reader:
             run = replace(run, offloaded_layers=count(self._settings, "cpu_offloading_num_layers", least=0) or 0)
         return replace(run, exact=self._exact, assumptions=tuple(self._assumptions))
 
+    def _is_bridge(self) -> bool:
+        """Whether the record is of Megatron-Bridge or NeMo, by its software or its source."""
+        words = " ".join(text(self._record, key) for key in ("framework", "engine", "software", "source")).lower()
+        return any(word in words for word in _BRIDGE_WORDS)
+
+    def _optimizer_states(self, model: Model) -> int | None:
+        """Bytes of Adam's moments in Megatron-Bridge's recipes: bf16 for DeepSeek's models, as those were trained
+        (arXiv 2412.19437 section 3.3.2; megatron/bridge/recipes/deepseek)."""
+        if model.mla is None:
+            return None
+        self._assumptions.append("moments in bf16, as in Megatron-Bridge's recipes for DeepSeek")
+        return 4
+
     def _dropout(self, legacy: bool) -> float:
         """GPT pre-training in fp16 used 0.1 (Megatron's default); planners' benchmarks, with their stages, none."""
         if not legacy or is_staged(self._record):
@@ -245,6 +269,8 @@ class _Reader:
             micro_batch_size = 1
             self._assume("micro-batch size taken as 1")
         recompute, leading = self._recompute()
+        if recompute is Recompute.SELECTIVE:
+            run = replace(run, runtime=replace(run.runtime, recompute_modules=self._recompute_modules()))
         sequence = flag(record, "sequence_parallel")
         strategy = Strategy(
             tp=tp,
@@ -336,11 +362,19 @@ class _Reader:
         if name.startswith("full"):
             block = re.match(r"full/block/(\d+)", name)
             return Recompute.FULL, int(block.group(1)) if block else None
-        if name.startswith("selective") and ("attention" in name or "core_attn" in name or name == "selective"):
-            return Recompute.SELECTIVE, None
         if name.startswith("selective"):
-            self._assumptions.append(f"{name[:40]} taken as no recomputation")
+            return Recompute.SELECTIVE, None
         return Recompute.NONE, None
+
+    def _recompute_modules(self) -> frozenset[str]:
+        """What selective recomputation repeats: the modules it names, else the attention core."""
+        words = set(re.findall(r"\w+", str(self._record.get("recompute")).lower())) - {"selective"}
+        if "attention" in words or not words:
+            words = (words - {"attention"}) | {CORE_ATTENTION}
+        unknown = sorted(words - RECOMPUTE_MODULES)
+        if unknown:
+            self._assumptions.append(f"unknown module {unknown[0][:30]} is not recomputed")
+        return frozenset(words & RECOMPUTE_MODULES)
 
     def _expert_tensor_parallel(self, tp: int, ep: int) -> int:
         etp = count(self._settings, "expert_tensor_parallel_size")
@@ -357,4 +391,6 @@ class _Reader:
             return PYTORCH_FSDP
         if legacy:
             return MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
-        return Runtime(cuda_graphs=whole and implementation != "none", loss_bytes=4.0)
+        # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
+        graphs = whole and implementation != "none"
+        return Runtime(cuda_graphs=graphs, loss_bytes=4.0, narrow_parameters=self._is_bridge())

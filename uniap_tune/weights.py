@@ -96,6 +96,21 @@ def rank_expert_parameters(model: Model, layer_type: LayerType, *, etp: int = 1,
     return sum(_rank_size(weight, 1, etp, ep, model.vocab_size) for weight in experts)
 
 
+def rank_linear_parameters(model: Model, layer_type: LayerType, tp: int, *, etp: int = 1, ep: int = 1) -> int:
+    """The part of :func:`rank_parameters` in matrices that run in the 8- or 4-bit format of the job: linear layers of
+    blocks, not routers, embeddings and the output projection."""
+    experts = (Split.EXPERT, Split.EXPERT_REPLICATED)
+    plain = ("moe.router", "moe.shared_gate", "embedding.position", "embedding.project_in", "head.project_out")
+    matrices = (
+        weight
+        for weight in weights(model, layer_type)
+        if weight.split is not Split.VOCAB
+        and not weight.name.endswith(plain)
+        and len(weight.shape) > (2 if weight.split in experts else 1)
+    )
+    return sum(_rank_size(weight, tp, etp, ep, model.vocab_size) for weight in matrices)
+
+
 def rank_shared_parameters(model: Model, tp: int, *, padded_vocab: int | None = None) -> int:
     """The part of the head's :func:`rank_parameters` that is the embedding's own matrix.
 

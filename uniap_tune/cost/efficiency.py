@@ -45,6 +45,7 @@ class Efficiency:
         engine_workspace_mib: workspace of TransformerEngine's GEMMs.
         attention_copies: fused attention works on (batch, sequence) order and keeps a copy of its output in the
             order of the layer, unless the micro-batch is one sample (FlashAttention; cuDNN's takes either order).
+        transposed_weights: FP8 multiplications need a transposed copy of the weights.
         band: half-width of the 80% error band of a step time, as a fraction, from cross-validation.
         memory_band: the same for memory.
         expert_band, expert_memory_band: the two for models with experts.
@@ -70,6 +71,7 @@ class Efficiency:
     cublas_workspace_mib: float
     engine_workspace_mib: float
     attention_copies: bool
+    transposed_weights: bool
     band: float
     memory_band: float
     expert_band: float

@@ -1,7 +1,7 @@
 """Bytes of one layer on one rank, each term by name.
 
-States are those of arXiv 1910.02054 section 3 (bytes a parameter, sharded by the ZeRO stage); activations are counted
-tensor by tensor and reproduce the 34 sbh + 5 a s^2 b of arXiv 2205.05198 for a GPT block.
+States are those of arXiv 1910.02054 section 3 (bytes a parameter, sharded by the ZeRO stage); activations of blocks are
+counted tensor by tensor in :mod:`.activations`.
 
 Symbols: t = b * s / cp tokens of the rank; u = 2 t h / sp bytes, one hidden-width tensor at a layer's border.
 """
@@ -10,24 +10,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniap_tune.cost.compute import head_widths
+from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.runtime import Runtime
-from uniap_tune.graph import LayerKind, LayerType
-from uniap_tune.spec import DType, Job, Model, QkNorm, Recompute
+from uniap_tune.graph import LayerKind, LayerType, block_type
+from uniap_tune.spec import DType, Job, Model, Recompute
 from uniap_tune.strategy import Capabilities, Strategy
-from uniap_tune.weights import rank_expert_parameters, rank_parameters, rank_shared_parameters
-
-# Bytes of a kept input element with its scales: MXFP8 has one scale byte for 32 elements, NVFP4 one for 16.
-_INPUT_BYTES = {DType.FP8: 1.0, DType.MXFP8: 1 + 1 / 32, DType.NVFP4: 0.5 + 1 / 16}
+from uniap_tune.weights import (
+    rank_expert_parameters,
+    rank_linear_parameters,
+    rank_parameters,
+    rank_shared_parameters,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Parameters of one layer on one rank: those outside routed experts, and the routed experts'."""
+    """Parameters of one layer on one rank: those outside routed experts, and the routed experts'; ``linear``: those of
+    either kind in matrices that 8- and 4-bit training quantizes."""
 
     dense: float
     expert: float
+    linear: float = 0.0
 
     @property
     def total(self) -> float:
@@ -66,9 +70,12 @@ class MemoryModel:
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
-        # inputs of linear layers are kept for their weight gradients in the format the GEMM reads
-        self._input = _INPUT_BYTES.get(precision.compute, float(self._width))
-        self._attention_copies = efficiency.attention_copies and runtime.transformer_engine
+        copies = efficiency.attention_copies and runtime.transformer_engine
+        self._blocks = ActivationModel(model, job, attention_copies=copies)
+        # Weights are quantized once a step and kept, along rows and along columns; GEMMs of FP8 from Blackwell on read
+        # one copy either way (TransformerEngine, is_non_tn_fp8_gemm_supported).
+        copies_held = 1 if precision.compute is DType.FP8 and not efficiency.transposed_weights else 2
+        self._narrow_weight = copies_held * NARROW_BYTES.get(precision.compute, 0.0)
         # Gradients kept narrower than fp32 are copied to fp32 when the optimizer runs, the copy freed after it.
         self._step_bytes = 4 if precision.master_bytes and self._gradient_bytes < 4 else 0
         self._parameters: dict[tuple[object, ...], Parameters] = {}
@@ -88,8 +95,9 @@ class MemoryModel:
             total = rank_parameters(self._model, layer, tp, etp=etp, ep=ep, padded_vocab=padded)
             if layer.kind is LayerKind.HEAD and shares_embedding:
                 total -= rank_shared_parameters(self._model, tp, padded_vocab=padded)
-            expert = rank_expert_parameters(self._model, layer, etp=etp, ep=ep) if layer.moe else 0
-            found = self._parameters[key] = Parameters(total - expert, expert)
+            expert = rank_expert_parameters(self._model, layer, etp=etp, ep=ep)
+            linear = rank_linear_parameters(self._model, layer, tp, etp=etp, ep=ep) if self._narrow_weight else 0
+            found = self._parameters[key] = Parameters(total - expert, expert, linear)
         return found
 
     def states(self, parameters: Parameters, strategy: Strategy) -> States:
@@ -104,8 +112,12 @@ class MemoryModel:
         optimizer = sharded if strategy.zero >= 1 else full
         gradients = sharded if strategy.zero >= 2 else full
         held = sharded if strategy.zero >= 3 else full
+        narrow = 0.0
+        if strategy.zero < 3:  # gathered ones are quantized as they come
+            replaced = self._param_bytes if self._runtime.narrow_parameters else 0
+            narrow = (self._narrow_weight - replaced) * parameters.linear
         return States(
-            self._param_bytes * held,
+            self._param_bytes * held + narrow,
             self._gradient_bytes * gradients,
             (self._job.state_bytes + self._job.precision.master_bytes) * optimizer,
             self._step_bytes * optimizer,
@@ -120,66 +132,13 @@ class MemoryModel:
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * self._model.hidden_size / sp
-        core = self._core(strategy, samples)
-        whole = self._norms(tokens, strategy, border) + self._attention(tokens, strategy) + core
-        whole += self._feed_forward(layer, tokens, strategy)
+        tensors = self._blocks.block(layer, strategy, samples)
         if strategy.recompute is Recompute.FULL:
-            return Activations(border, whole)
+            return Activations(border, tensors.whole)
         if strategy.recompute is Recompute.SELECTIVE:
-            return Activations(whole - core, core)
-        return Activations(whole, 0.0)
-
-    def _norms(self, tokens: float, strategy: Strategy, border: float) -> float:
-        """Input and output of the norms, dropout masks (1 byte), and the inputs of norms beyond the usual two."""
-        model = self._model
-        usual = min(model.norms_per_layer, 2)
-        norms = border * (usual * (1 + self._input / self._width) + max(0, model.norms_per_layer - 2))
-        if model.hidden_dropout:
-            sp = strategy.tp if strategy.sequence_parallel else 1
-            norms += 2 * tokens * model.hidden_size / sp
-        return norms
-
-    def _attention(self, tokens: float, strategy: Strategy) -> float:
-        """What the linear layers of attention and the core keep: q, k, v, the context, latents of MLA."""
-        model, width = self._model, self._width * tokens
-        if model.mla is not None:
-            mla = model.mla
-            latents = 2 * ((mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_dim)
-            queries = mla.qk_nope_dim + mla.qk_rope_dim
-            per_head = 2 * queries + mla.qk_nope_dim + 4 * mla.v_dim
-            return width * (latents + model.num_heads / strategy.tp * per_head)
-        kept = 2 * model.q_width + 2 * model.kv_width
-        if model.qk_norm is not QkNorm.NONE:
-            kept += model.q_width + model.kv_width
-        # in 8- and 4-bit formats the output projection keeps a narrow copy of the context, which the core keeps too
-        narrow = tokens * self._input * model.q_width if self._input < self._width else 0.0
-        return (width * kept + narrow) / strategy.tp
-
-    def _core(self, strategy: Strategy, samples: int) -> float:
-        """What the attention core keeps: row statistics (fused), or the s x s matrices (unfused)."""
-        model, seq = self._model, self._job.seq_length
-        heads = samples * model.num_heads / strategy.tp
-        rows = seq / strategy.cp
-        if self._job.flash_attention:
-            copies = self._width * heads * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
-            return 4 * heads * rows + copies  # fp32 log-sum-exp
-        matrices = self._width + (self._width + 1 if model.attention_dropout else 0)
-        return matrices * heads * rows * seq
-
-    def _feed_forward(self, layer: LayerType, tokens: float, strategy: Strategy) -> float:
-        """Input and output of the activation function; for experts also the routed tokens, in and out."""
-        model, width = self._model, self._width
-        fan = (2 if model.gated_mlp else 1) + self._input / width
-        moe = model.moe
-        if not layer.moe or moe is None:
-            return width * tokens * model.ffn_size * fan / strategy.tp
-        sp = strategy.tp if strategy.sequence_parallel else 1
-        routed = tokens * moe.top_k * strategy.etp / strategy.tp
-        ends = (self._input + width) * model.hidden_size  # what experts read, and what they return
-        experts = routed * (ends + width * moe.expert_ffn_size * fan / strategy.etp)
-        shared = width * tokens * moe.shared_ffn_size * fan / strategy.tp
-        router = 12 * tokens * moe.num_experts / sp  # logits, probabilities and maps in fp32
-        return experts + shared + router
+            freed = tensors.freed(self._runtime.recompute_modules)
+            return Activations(tensors.whole - freed, freed)
+        return Activations(tensors.whole, 0.0)
 
     def _embedding(self, strategy: Strategy, samples: int) -> Activations:
         """Token ids, positions, labels and loss mask of a micro-batch, and the dropout mask."""
@@ -204,9 +163,22 @@ class MemoryModel:
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * model.hidden_size / sp
-        vocab = self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
+        logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
-        return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * tokens * vocab)
+        return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + self._extra(strategy, samples))
+
+    def _extra(self, strategy: Strategy, samples: int) -> float:
+        """Multi-token prediction, which waits for the head's backward: of each module the two vectors it joins, its
+        block (never recomputed here), its norm, and 16-bit logits for their gradient."""
+        model = self._model
+        if not model.mtp_layers:
+            return 0.0
+        tokens = samples * self._job.seq_length / strategy.cp
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        border = self._width * tokens * model.hidden_size / sp
+        logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
+        block = self._blocks.block(block_type(model, model.num_layers - 1), strategy, samples)
+        return model.mtp_layers * (6 * border + block.whole + self._width * logits)
 
 
 def gradient_bytes(job: Job, capabilities: Capabilities) -> int:

@@ -32,7 +32,7 @@ from uniap_tune.cost.parts import (
     ZERO_COMM,
     LayerCost,
 )
-from uniap_tune.cost.runtime import Runtime, default_runtime
+from uniap_tune.cost.runtime import CORE_ATTENTION, Runtime, default_runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
 from uniap_tune.spec import Cluster, Job, Model, Recompute
 from uniap_tune.strategy import Capabilities, Layout, Strategy
@@ -135,7 +135,7 @@ class CostModel:
                 again, launches = share * compute.forward, launches + share * compute.kernels
                 for part, seconds in forward_s.items():
                     backward_s[part] += share * seconds
-            elif strategy.recompute is Recompute.SELECTIVE:
+            elif strategy.recompute is Recompute.SELECTIVE and CORE_ATTENTION in self.runtime.recompute_modules:
                 again = compute.core
         sent, returned = sum(forward_s.values()), sum(backward_s.values())
         launched = self._compute.launched
@@ -179,7 +179,7 @@ class CostModel:
     ) -> float:
         """Bytes while the layer runs: activations ``alive`` only then, weight gradients before they are accumulated,
         gathered ZeRO-3 parameters, gradients to be scattered, receive and send buffers at a stage's border."""
-        gradient = self._width * parameters.total
+        gradient = self._width * self._at_once(parameters, strategy)
         if layer.kind is LayerKind.EMBEDDING:
             gradient = 0.0
         elif layer.kind is LayerKind.HEAD:
@@ -195,9 +195,18 @@ class CostModel:
                 gathered += self._memory.gradient_bytes * parameters.total
         return alive + self.pipeline_bytes(strategy, samples=samples, pp=pp) + gradient + gathered
 
+    def _at_once(self, parameters: Parameters, strategy: Strategy) -> float:
+        """Parameters whose weight gradients exist at once: a layer's; of experts one, where gradients accumulate inside
+        the GEMM, because the dummies that stand for them are shared by weights of one shape."""
+        moe = self.model.moe
+        if moe is None or not self.runtime.gradient_fusion:
+            return parameters.total
+        return parameters.dense + parameters.expert / -(-moe.num_experts // strategy.ep)
+
     def _block_parameters(self, strategy: Strategy) -> float:
-        """Parameters of the largest block on one rank."""
-        return max(self._memory.parameters(block, strategy, shares_embedding=False).total for block in self._blocks)
+        """Parameters of the largest block on one rank, as far as their gradients exist at once."""
+        every = (self._memory.parameters(block, strategy, shares_embedding=False) for block in self._blocks)
+        return max(self._at_once(parameters, strategy) for parameters in every)
 
     # ---- communication ------------------------------------------------------------------------------------------
 

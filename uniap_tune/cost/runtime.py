@@ -9,6 +9,16 @@ from dataclasses import dataclass, replace
 
 from uniap_tune.strategy import Capabilities, Target
 
+# Modules that selective recomputation can name (Megatron's --recompute-modules).
+CORE_ATTENTION = "core_attn"
+NORMS = "layernorm"
+LATENT_UP = "mla_up_proj"
+MLP = "mlp"
+EXPERTS = "moe"
+EXPERT_ACTIVATION = "moe_act"
+SHARED_EXPERTS = "shared_experts"
+RECOMPUTE_MODULES = frozenset({CORE_ATTENTION, NORMS, LATENT_UP, MLP, EXPERTS, EXPERT_ACTIVATION, SHARED_EXPERTS})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
@@ -21,6 +31,9 @@ class Runtime:
         launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
         collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
+        recompute_modules: what selective recomputation repeats.
+        narrow_parameters: 8- and 4-bit training keeps parameters of linear layers in that format alone (Megatron's
+            ``--fp8-param-gather``), else beside 16-bit ones.
         recompute_share: part of the forward pass that full recomputation repeats.
         flash_share: rate of fused attention relative to the generation's best kernels.
         loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
@@ -42,6 +55,8 @@ class Runtime:
     launch_s: float | None = None
     kernel_s: float = 2.0e-6
     collective_latency_s: float = 0.0
+    recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
+    narrow_parameters: bool = False
     recompute_share: float = 1.0
     flash_share: float = 1.0
     loss_bytes: float = 6.0
