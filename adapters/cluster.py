@@ -64,6 +64,15 @@ def read_cluster(text: str | Path) -> Cluster:
     raise InputError(f"--cluster {text[:60]!r}: not a cluster", why=_missing_part(name), fix=f"write {_FORMS}")
 
 
+def cluster_from_dict(entries: Mapping[str, object], where: str) -> Cluster:
+    """The cluster that :func:`describe` has put into a document; ``where`` names it in errors.
+
+    Raises:
+        InputError: a wrong, missing or unknown entry; names document and key.
+    """
+    return _from_table(_Table(where, "", entries), "cluster")
+
+
 def shipped_clusters() -> tuple[str, ...]:
     """Names of the clusters that ship with the package."""
     folder = resources.files("uniap_tune.data").joinpath("clusters")
