@@ -75,7 +75,7 @@ class ListSource:
 
     def reread(self, files: Mapping[str, str]) -> Recipe:
         """See :class:`~uniap_tune.recipe.Source`."""
-        return _read(SourceFile(self.file.path, files[self.file.path.name]))
+        return parse_argument_list(SourceFile(self.file.path, files[self.file.path.name]))
 
 
 def read_argument_list(path: Path) -> Recipe:
@@ -84,10 +84,11 @@ def read_argument_list(path: Path) -> Recipe:
     Raises:
         InputError: unbalanced quotes, or an argument that matters is missing or wrong; names file and line.
     """
-    return _read(read_source(path))
+    return parse_argument_list(read_source(path))
 
 
-def _read(file: SourceFile) -> Recipe:
+def parse_argument_list(file: SourceFile) -> Recipe:
+    """As :func:`read_argument_list`, of a text that need not be a file's."""
     words = []
     for word in parse_words(file.text, file.name):
         pieces = []
