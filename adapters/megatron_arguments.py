@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from uniap_tune.cost.runtime import Runtime
+from uniap_tune.cost.runtime import CORE_ATTENTION, RECOMPUTE_MODULES, Runtime
 from uniap_tune.errors import InputError
 from uniap_tune.spec import DType, Job, Mla, Model, Moe, Norm, OptimizerName, Position, Precision, QkNorm, Recompute
 from uniap_tune.strategy import Strategy
@@ -193,7 +193,17 @@ def read_runtime(args: Fields) -> Runtime:
         transformer_engine=text(args, "transformer-impl") != "local",
         gradient_fusion=not flag(args, "no-gradient-accumulation-fusion"),
         deterministic=bool(flag(args, "deterministic-mode")),
+        grouped_experts=bool(flag(args, "moe-grouped-gemm")),
+        narrow_parameters=bool(flag(args, "fp8-param-gather")),
+        recompute_modules=_recompute_modules(args),
     )
+
+
+def _recompute_modules(args: Fields) -> frozenset[str]:
+    """What selective recomputation repeats; by default the attention core."""
+    named = args.get("recompute-modules")
+    words = named if isinstance(named, list) else re.split(r"[\s,]+", text(args, "recompute-modules"))
+    return RECOMPUTE_MODULES.intersection(str(word) for word in words) or frozenset({CORE_ATTENTION})
 
 
 def read_job(args: Fields, assumptions: list[str]) -> Job:

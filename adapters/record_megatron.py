@@ -119,6 +119,14 @@ def _block_recompute(args: Fields, chunks: tuple[tuple[Layers, ...], ...]) -> tu
     return tuple(leading_recompute(chunk, leading) for chunk in chunks)
 
 
+def full_recompute(chunks: tuple[tuple[Layers, ...], ...]) -> tuple[tuple[Layers, ...], ...]:
+    """The same layers, all recomputed in full."""
+    return tuple(
+        tuple(replace(part, strategy=replace(part.strategy, recompute=Recompute.FULL)) for part in chunk)
+        for chunk in chunks
+    )
+
+
 def leading_recompute(chunk: tuple[Layers, ...], leading: int) -> tuple[Layers, ...]:
     """Recomputes only the first ``leading`` blocks of a chunk (Megatron's ``--recompute-method block``)."""
     result: list[Layers] = []

@@ -22,14 +22,15 @@ from uniap_tune.cost.runtime import (
     Runtime,
 )
 from uniap_tune.errors import InputError, TuneError
-from uniap_tune.graph import build_graph
-from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
+from uniap_tune.predict import Prediction, Run
 from uniap_tune.spec import DType, Job, Model, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Capabilities, Strategy, Target
 from uniap_tune.weights import parameter_count
 
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
+from .record_fit import as_it_ran, recomputed_to_fit, states_no_recomputation
+from .record_layout import laid_out
 from .record_measured import read_measured
 from .record_megatron import leading_recompute, read_megatron_run
 from .record_model import read_record_model
@@ -128,25 +129,12 @@ def evaluate(line: RecordLine) -> Evaluated:
     try:
         run = read_run(line.record)
         measured = read_measured(line.record, run)
-        run, prediction = _as_it_ran(run, measured)
+        run, prediction = as_it_ran(run, measured)
+        if not prediction.fits and states_no_recomputation(line.record):
+            run, prediction = recomputed_to_fit(run, prediction)
         return Evaluated(line=line.line, id=line.id, run=run, measured=measured, prediction=prediction)
     except TuneError as error:
         return Evaluated(line=line.line, id=line.id, reason=error.what)
-
-
-def _as_it_ran(run: Run, measured: Measured) -> tuple[Run, Prediction]:
-    """The prediction of a run. One that was measured did fit: where fp32 gradients do not, it had 16-bit ones."""
-    prediction = predict(run)
-    precision = run.job.precision
-    if prediction.fits or measured.step_time_s is None or precision.gradient_bytes is not None:
-        return run, prediction
-    narrow = replace(
-        run,
-        job=replace(run.job, precision=replace(precision, gradient_bytes=2)),
-        assumptions=(*run.assumptions, "16-bit gradients: with fp32 ones it would not have fit"),
-    )
-    again = predict(narrow)
-    return (narrow, again) if again.fits else (run, prediction)
 
 
 def read_run(record: Fields) -> Run:
@@ -284,7 +272,7 @@ class _Reader:
         )
         strategy = self._sharded(run, strategy, pp)
         virtual = self._virtual_stages(pp, run.model.num_layers)
-        chunks = uniform_chunks([layer.type for layer in build_graph(run.model).layers], strategy, pp, virtual)
+        chunks = laid_out(text(self._settings, "pp_layout"), run.model, strategy, pp, virtual)
         if leading is not None:
             chunks = tuple(leading_recompute(chunk, leading) for chunk in chunks)
         micro_batch = micro_batch_size * dp

@@ -167,5 +167,7 @@ class ActivationModel:
         router = 12 * tokens * moe.num_experts / sp  # logits, probabilities and maps in fp32
         experts = routed * (self._input * model.hidden_size + width * gate * moe.expert_ffn_size / strategy.etp)
         activated = routed * self._input * moe.expert_ffn_size / strategy.etp
+        if not model.gated_mlp:  # no fused kernel scales the output, so that it is kept before and after
+            activated += routed * width * moe.expert_ffn_size / strategy.etp
         shared = width * tokens * moe.shared_ffn_size * self._fan / strategy.tp
         return experts + router, activated, shared

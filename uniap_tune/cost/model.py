@@ -48,6 +48,9 @@ _NCCL_BYTES = 0.4 * GIB
 _FRAGMENTATION = 0.025
 # CUBLAS_WORKSPACE_CONFIG=:4096:8, which deterministic mode demands: eight buffers of 4096 KiB.
 _DETERMINISTIC_WORKSPACE_MIB = 32.0
+# Streams over which TransformerEngine spreads the GEMMs of grouped experts, each with a workspace (module/_common.py,
+# get_multi_stream_cublas_workspace).
+_GROUPED_STREAMS = 4
 # Border tensors a stage keeps for receiving and sending [Empirical].
 _BORDER_BUFFERS = 3.4
 # Kernels of a backward pass for each of the forward pass [Empirical].
@@ -341,7 +344,8 @@ class CostModel:
         handle = _DETERMINISTIC_WORKSPACE_MIB if runtime.deterministic else efficiency.cublas_workspace_mib
         workspace = 2 * handle * MIB
         if runtime.transformer_engine:
-            workspace += efficiency.engine_workspace_mib * MIB
+            grouped = self.model.moe is not None and runtime.grouped_experts
+            workspace += (1 + (_GROUPED_STREAMS if grouped else 0)) * efficiency.engine_workspace_mib * MIB
         elif not job.flash_attention:
             heads = samples * self.model.num_heads / strategy.tp
             workspace += self._width * heads * job.seq_length**2 / strategy.cp

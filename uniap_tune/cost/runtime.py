@@ -31,6 +31,7 @@ class Runtime:
         launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
         collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
+        grouped_experts: the GEMMs of a rank's experts run as one operator (Megatron's ``--moe-grouped-gemm``).
         recompute_modules: what selective recomputation repeats.
         narrow_parameters: 8- and 4-bit training keeps parameters of linear layers in that format alone (Megatron's
             ``--fp8-param-gather``), else beside 16-bit ones.
@@ -56,6 +57,7 @@ class Runtime:
     kernel_s: float = 2.0e-6
     collective_latency_s: float = 0.0
     recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
+    grouped_experts: bool = True
     narrow_parameters: bool = False
     recompute_share: float = 1.0
     flash_share: float = 1.0
