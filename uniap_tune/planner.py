@@ -159,7 +159,7 @@ def run(
         within=within,
     )
     if planning.result.status is Status.INFEASIBLE:
-        raise _infeasible(request, planning.space, planning.prices)
+        raise infeasible(request, planning.space, planning.prices)
     if not planning.plans:
         raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
     return planning
@@ -329,7 +329,8 @@ def _require_strategies(request: Request) -> None:
     )
 
 
-def _infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleError:
+def infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleError:
+    """The error for a request that nothing fits: what is missing, and what would help."""
     limit = request.memory_limit_bytes
     needed = memory_needed(space, pricer) + pricer.costs.reserved_bytes()
     return InfeasibleError(
