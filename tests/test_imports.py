@@ -22,7 +22,7 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 # From the bottom up. A name stands for the module, or the package with all that is in it, without "uniap_tune.".
 # Entries of one line are independent of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "data", "schedule", "deadline", "templates", "mcore", "megatron_layout"),
+    ("errors", "units", "data", "schedule", "deadline", "templates", "mcore", "megatron_layout", "megatron_versions"),
     ("megatron_facts",),
     ("megatron_rule",),
     ("megatron_states",),

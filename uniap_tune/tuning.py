@@ -9,6 +9,7 @@ from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError
 from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
 from uniap_tune.megatron_rules import Violation, violations
+from uniap_tune.megatron_versions import DEFAULT_VERSION, megatron_version
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request
 from uniap_tune.planner import run as run_planner
@@ -118,8 +119,10 @@ def tuning_request(request: Request, recipe: Recipe) -> Request:
     return replace(request, knobs=knobs, target=Target.MEGATRON, runtime=recipe.runtime)
 
 
-def tune(recipe: Recipe, request: Request, *, deadline: Deadline | None = None) -> Tuning:
-    """Plan a recipe's job anew and compare with today.
+def tune(
+    recipe: Recipe, request: Request, *, deadline: Deadline | None = None, version: str = DEFAULT_VERSION
+) -> Tuning:
+    """Plan a recipe's job anew, for a version of Megatron-LM, and compare with today.
 
     Raises:
         InputError: the job and the cluster do not go together, or the plan cannot be said in this recipe.
@@ -144,7 +147,7 @@ def tune(recipe: Recipe, request: Request, *, deadline: Deadline | None = None) 
         limit = today.prediction.step_time_s * (1 - LEAST_GAIN)
         if tuned.prediction.step_time_s > limit:
             return unchanged
-    changes = changes_for(recipe, planning.plan, request.cluster)
+    changes = changes_for(recipe, planning.plan, request.cluster, version)
     return replace(unchanged, planning=planning, tuned=tuned, changes=changes)
 
 
@@ -161,13 +164,13 @@ def _configuration(prediction: Prediction, request: Request) -> Configuration:
     )
 
 
-def changes_for(recipe: Recipe, plan: Plan, cluster: Cluster) -> Changes:
+def changes_for(recipe: Recipe, plan: Plan, cluster: Cluster, version: str = DEFAULT_VERSION) -> Changes:
     """What to change in a recipe so that it runs a plan; empty if it does already.
 
     Raises:
         InputError: other arguments of the recipe forbid the plan.
     """
-    launch = megatron_launch(plan, recipe.model, cluster, recipe.job)
+    launch = megatron_launch(plan, recipe.model, cluster, recipe.job, version)
     wanted: dict[str, str | bool] = {}
     for group in ("PARALLEL", "BATCH", "SHARDING", "RECOMPUTE"):
         for flag, value in launch.groups.get(group, {}).items():
@@ -187,6 +190,17 @@ def changes_for(recipe: Recipe, plan: Plan, cluster: Cluster) -> Changes:
     environment = _environment(recipe, launch.environment)
     changes = Changes(values, frozenset(removed), environment)
     return _without_conflicts(recipe, changes, cluster)
+
+
+def unknown_arguments(recipe: Recipe, version: str = DEFAULT_VERSION) -> list[str]:
+    """Arguments of a recipe that a version of Megatron-LM does not know, each with its place.
+
+    They stay in the recipe: its training script may know them itself. NeMo and Megatron-Bridge have their own names.
+    """
+    if recipe.manages_environment:
+        return []
+    known = megatron_version(version).arguments
+    return [f"--{name} ({found.where})" for name, found in recipe.arguments.items() if name not in known]
 
 
 def _is_said(today: Mapping[str, str | bool], name: str, value: str | bool) -> bool:

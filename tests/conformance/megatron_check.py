@@ -9,54 +9,21 @@ matters to what is checked.
 from __future__ import annotations
 
 import contextlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import io
 import json
 import os
 import sys
-import typing
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock, Mock
+from unittest.mock import Mock
 
-# PyTorch decides whether Triton is there before the stand-in is.
 import torch
-import torch._dynamo
-import torch._inductor.select_algorithm
-import torch.utils.flop_counter
-import typing_extensions
+from megatron_stand_ins import stand_in
 from packaging.version import Version
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-
-class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Empty modules for packages that are not installed."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = {name for name in names if importlib.util.find_spec(name) is None}
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] in self.names:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        module = MagicMock(name=spec.name)
-        module.__path__ = []
-        module.__version__ = "3.0.0"
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run."""
-
-
-sys.path.insert(0, sys.argv[1])
-sys.meta_path.append(StandIns(("triton", "omegaconf", "six")))
-if not hasattr(typing, "override"):  # Python 3.11
-    typing.override = typing_extensions.override
+stand_in(sys.argv[1])
 
 import megatron.core.models.common.embeddings.rope_utils as rope_utils  # noqa: E402
 import megatron.core.utils as core_utils  # noqa: E402

@@ -25,13 +25,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=positive_int, required=True, metavar="N", help="samples of a step")
     parser.add_argument("--seq-length", type=positive_int, required=True, metavar="N", help="tokens of a sample")
     parser.add_argument("--target", choices=_TARGETS, default="megatron", help="engine to plan for (default megatron)")
-    parser.add_argument("--precision", choices=_PRECISIONS, help="default: bf16 where the device has it, else fp16")
-    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
-    parser.add_argument(
-        "--gradient-bytes", type=int, choices=(2, 4), help="bytes of a gradient (default: the engine's)"
-    )
-    parser.add_argument("--no-master-weights", action="store_true", help="no fp32 copy of the parameters")
-    parser.add_argument("--no-flash-attention", action="store_true", help="attention materializes its scores")
+    add_precision_arguments(parser)
     parser.add_argument(
         "--memory-fraction", type=fraction, metavar="F", help="part of each device's memory a plan may use"
     )
@@ -40,6 +34,29 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8")
     parser.add_argument("--forbid", action="append", default=[], metavar="KNOB=V", help="e.g. recompute=full")
+
+
+def add_megatron_version(parser: argparse.ArgumentParser) -> None:
+    """Which Megatron-LM the launch files are for."""
+    from uniap_tune.megatron_versions import DEFAULT_VERSION, VERSIONS
+
+    parser.add_argument(
+        "--megatron-version",
+        choices=VERSIONS,
+        default=DEFAULT_VERSION,
+        help=f"Megatron-LM to write arguments for (default {DEFAULT_VERSION})",
+    )
+
+
+def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
+    """Number formats, the optimizer and the kind of attention."""
+    parser.add_argument("--precision", choices=_PRECISIONS, help="default: bf16 where the device has it, else fp16")
+    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
+    parser.add_argument(
+        "--gradient-bytes", type=int, choices=(2, 4), help="bytes of a gradient (default: the engine's)"
+    )
+    parser.add_argument("--no-master-weights", action="store_true", help="no fp32 copy of the parameters")
+    parser.add_argument("--no-flash-attention", action="store_true", help="attention materializes its scores")
 
 
 def request_from(args: argparse.Namespace) -> Request:
@@ -56,9 +73,9 @@ def request_from(args: argparse.Namespace) -> Request:
     job = Job(
         global_batch=args.global_batch,
         seq_length=args.seq_length,
-        precision=_precision(args, cluster),
+        precision=precision_from(args, cluster),
         optimizer=OptimizerName(args.optimizer),
-        flash_attention=not args.no_flash_attention and cluster.device.generation not in _WITHOUT_FUSED_ATTENTION,
+        flash_attention=has_flash_attention(args, cluster),
     )
     return Request(
         model=model,
@@ -70,7 +87,8 @@ def request_from(args: argparse.Namespace) -> Request:
     )
 
 
-def _precision(args: argparse.Namespace, cluster: Cluster) -> Precision:
+def precision_from(args: argparse.Namespace, cluster: Cluster) -> Precision:
+    """The number formats that the options of :func:`add_precision_arguments` ask for on a cluster."""
     from uniap_tune.spec import DType, Precision
 
     peaks = cluster.device.peak_flops
@@ -80,6 +98,11 @@ def _precision(args: argparse.Namespace, cluster: Cluster) -> Precision:
         master_weights=not args.no_master_weights,
         gradient_bytes=args.gradient_bytes,
     )
+
+
+def has_flash_attention(args: argparse.Namespace, cluster: Cluster) -> bool:
+    """Whether attention is fused: the device can, and it is not switched off."""
+    return not args.no_flash_attention and cluster.device.generation not in _WITHOUT_FUSED_ATTENTION
 
 
 def positive_int(text: str) -> int:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniap_tune.commands.inputs import add_job_arguments, positive_int, request_from, seconds
+from uniap_tune.commands.inputs import add_job_arguments, add_megatron_version, positive_int, request_from, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="proven: the optimum (default); simulated: of plans within 3 percent of it, the shortest simulated step",
     )
     parser.add_argument("--certify", action="store_true", help="prove the optimum a second time by another method")
+    add_megatron_version(parser)
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="processes to search with")
     parser.add_argument(
         "--no-check", action="store_true", help="do not try what is written with -o on an installed DeepSpeed first"
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         if request.target == "deepspeed" and not args.no_check:
             _check(planning)
-        write(planning, args.output, force=args.force)
+        write(planning, args.output, force=args.force, megatron_version=args.megatron_version)
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
         document = _document(planning, prices, spent, args.top)
@@ -144,14 +145,16 @@ def _check(planning: Planning) -> None:
     sys.stderr.write(f"{verdict.sentence}\n")
 
 
-def write(planning: Planning, folder: Path, *, force: bool) -> None:
+def write(planning: Planning, folder: Path, *, force: bool, megatron_version: str) -> None:
     """plan.json and the launch files of the best plan."""
     from uniap_tune.files import write_files
     from uniap_tune.render import EXECUTABLE, LAUNCH_FILES, render
 
     request = planning.request
     files = {"plan.json": planning.plan.to_json()}
-    files |= render(planning.plan, request.model, request.cluster, request.job)
+    files |= render(
+        planning.plan, request.model, request.cluster, request.job, megatron_version=megatron_version
+    )
     write_files(folder, files, force=force, executable=EXECUTABLE)
     if force:  # files of an earlier plan that this one does not have would be mistaken for its own
         for name in sorted(LAUNCH_FILES - set(files)):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniap_tune.commands.inputs import fraction, seconds
+from uniap_tune.commands.inputs import add_megatron_version, fraction, seconds
 
 if TYPE_CHECKING:
     from uniap_tune.planner import Request
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="overrides of a Megatron-Bridge recipe",
     )
     parser.add_argument("--execute", action="store_true", help="run the script, with a stand-in for its launcher")
+    add_megatron_version(parser)
     parser.add_argument("--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1")
     parser.add_argument("--max", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8")
     parser.add_argument("--forbid", action="append", default=[], metavar="KNOB=V", help="e.g. recompute=full")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check and args.output is not None:
         return _check_against_file(args, recipe, request)
     try:
-        tuning = tune(recipe, request, deadline=Deadline.after(args.time_limit))
+        tuning = tune(recipe, request, deadline=Deadline.after(args.time_limit), version=args.megatron_version)
     except InfeasibleError as error:
         if args.json:
             _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
@@ -76,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         _write(args, files)
     if args.json:
-        _print_json(_document(tuning, difference))
+        _print_json(_document(tuning, difference, _notes(tuning, args.megatron_version)))
     else:
-        _print_tuning(tuning, difference)
+        _print_tuning(tuning, difference, _notes(tuning, args.megatron_version))
         if args.output is not None:
             sys.stderr.write(f"written to {args.output}: {', '.join(files)}\n")
     return 0
@@ -138,7 +139,7 @@ def _check_against_file(args: argparse.Namespace, recipe: Recipe, request: Reque
         stale.append(f"the cluster is {request.cluster.name}, not that of the plan")
     if stale:
         return _report_drift(args, recipe, None, stale)
-    return _report_drift(args, recipe, changes_for(recipe, plan, request.cluster), [])
+    return _report_drift(args, recipe, changes_for(recipe, plan, request.cluster, args.megatron_version), [])
 
 
 def _report_drift(args: argparse.Namespace, recipe: Recipe, changes: Changes | None, stale: list[str]) -> int:
@@ -219,7 +220,7 @@ def _write(args: argparse.Namespace, files: dict[str, str]) -> None:
 # -- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _print_tuning(tuning: Tuning, difference: str) -> None:
+def _print_tuning(tuning: Tuning, difference: str, notes: list[str]) -> None:
     if difference:
         sys.stdout.write(difference if difference.endswith("\n") else difference + "\n")
         sys.stdout.write("\n")
@@ -233,17 +234,22 @@ def _print_tuning(tuning: Tuning, difference: str) -> None:
             lines.append(f"gain: {speedup:.2f} times as many steps (predicted, nothing was measured)")
     else:
         lines.append("nothing better was found: the recipe stays as it is")
-    lines += [f"note: {note}" for note in _notes(tuning)]
+    lines += [f"note: {note}" for note in notes]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _notes(tuning: Tuning) -> list[str]:
-    """What was assumed, and for which other cluster the recipe was written."""
+def _notes(tuning: Tuning, version: str) -> list[str]:
+    """What was assumed, for which other cluster the recipe was written, and what Megatron-LM does not know of it."""
+    from uniap_tune.tuning import unknown_arguments
+
     hints, cluster = tuning.recipe.hints, tuning.request.cluster
     written = (hints.num_nodes or cluster.num_nodes, hints.devices_per_node or cluster.devices_per_node)
     notes = list(tuning.recipe.notes)
     if written != (cluster.num_nodes, cluster.devices_per_node):
         notes.append(f"the recipe was written for {written[0]} nodes with {written[1]} devices each")
+    unknown = unknown_arguments(tuning.recipe, version)
+    if unknown:
+        notes.append(f"Megatron-LM {version} does not know {', '.join(unknown)}: kept as they are")
     return notes
 
 
@@ -269,7 +275,7 @@ def _takes(configuration: Configuration) -> str:
     return f"{format_seconds(prediction.step_time_s)} a step, {format_bytes(held)} on the fullest device"
 
 
-def _document(tuning: Tuning, difference: str) -> dict[str, Any]:
+def _document(tuning: Tuning, difference: str, notes: list[str]) -> dict[str, Any]:
     recipe, changes = tuning.recipe, tuning.changes
     return {
         "schema_version": 1,
@@ -286,7 +292,7 @@ def _document(tuning: Tuning, difference: str) -> dict[str, Any]:
         },
         "diff": difference,
         "plan": tuning.planning.plan.to_dict() if tuning.planning is not None else None,
-        "notes": _notes(tuning),
+        "notes": notes,
     }
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.mcore import mcore_sections, plain_sections, python_snippet
+from uniap_tune.megatron_versions import DEFAULT_VERSION, MegatronVersion, megatron_version, versions_with
 from uniap_tune.plan import Plan
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron_model import model_arguments
@@ -57,11 +58,14 @@ class MegatronLaunch:
         return {name: value for group in self.groups.values() for name, value in group.items()}
 
 
-def megatron_launch(plan: Plan, model: Model, cluster: Cluster, job: Job) -> MegatronLaunch:
-    """What to start ``pretrain_gpt.py`` with, data and tokenizer aside.
+def megatron_launch(
+    plan: Plan, model: Model, cluster: Cluster, job: Job, version: str = DEFAULT_VERSION
+) -> MegatronLaunch:
+    """What to start ``pretrain_gpt.py`` of a version of Megatron-LM with, data and tokenizer aside.
 
     Raises:
-        UnsupportedError: Megatron cannot run this plan; says what differs between its layers.
+        UnsupportedError: Megatron cannot run this plan, which says what differs between its layers; or this version
+            cannot, which says which can.
     """
     strategy = _one_grid(plan)
     groups: dict[str, Arguments] = {
@@ -75,18 +79,34 @@ def megatron_launch(plan: Plan, model: Model, cluster: Cluster, job: Job) -> Meg
         "OPTIMIZER": _optimizer(job, strategy),
         "TRAINING": _training(),
     }
-    return MegatronLaunch({name: group for name, group in groups.items() if group}, _environment(cluster, strategy))
+    launch = MegatronLaunch({name: group for name, group in groups.items() if group}, _environment(cluster, strategy))
+    _require_known(launch, megatron_version(version))
+    return launch
 
 
-def megatron_files(plan: Plan, model: Model, cluster: Cluster, job: Job, header: str) -> dict[str, str]:
+def _require_known(launch: MegatronLaunch, version: MegatronVersion) -> None:
+    """Every argument must be one that the version knows."""
+    for flag in launch.arguments:
+        name = flag.removeprefix("--")
+        if name not in version.arguments:
+            raise UnsupportedError(
+                f"Megatron-LM {version.name} cannot run this plan: it does not know {flag}",
+                why=f"its arguments are those of {version.release}",
+                fix=" or ".join(f"--megatron-version {known}" for known in versions_with(name)),
+            )
+
+
+def megatron_files(
+    plan: Plan, model: Model, cluster: Cluster, job: Job, header: str, version: str = DEFAULT_VERSION
+) -> dict[str, str]:
     """``launch.sh``, the same for Slurm, the arguments as YAML, and megatron-core's configuration objects."""
-    launch = megatron_launch(plan, model, cluster, job)
-    # Megatron-core up to 0.16 gives its null tokenizer one id more than it is told, the end of document.
-    null_vocabulary = model.vocab_size - 1
+    launch = megatron_launch(plan, model, cluster, job, version)
+    null_vocabulary = model.vocab_size - megatron_version(version).null_tokenizer_adds
     text = script(
         "megatron/launch.sh.j2",
         header=header,
         summary=f"{model.name} on {cluster.name}",
+        megatron=f"Megatron-LM {version}" if version[0].isdecimal() else "the newest Megatron-LM",
         notes=[*notes(model, job, plan.target), *_kernel_notes(cluster, job, plan.strategies[0])],
         cluster=cluster,
         groups=launch.groups,

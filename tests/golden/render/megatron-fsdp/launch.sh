@@ -3,7 +3,7 @@
 # llama-3.2-1b on 1x8:h100-sxm
 #
 # Run it on every node; arguments given to this script come last, so they win. It runs as it is, on made-up data.
-#   MEGATRON_PATH                     Megatron-LM checkout (default ./Megatron-LM)
+#   MEGATRON_PATH                     checkout of Megatron-LM 0.19 (default ./Megatron-LM)
 #   NNODES NODE_RANK MASTER_ADDR      which of how many nodes this is, and where the first one is
 #   DATA_PATH                         prefix of an indexed dataset, or a blend of weights and prefixes
 #   TOKENIZER_MODEL TOKENIZER_TYPE    the tokenizer of DATA_PATH (default type HuggingFaceTokenizer)
@@ -112,7 +112,7 @@ fi
 if [[ -n "${TOKENIZER_MODEL:-}" ]]; then
   DATA_ARGS+=(--tokenizer-type "${TOKENIZER_TYPE:-HuggingFaceTokenizer}" --tokenizer-model "$TOKENIZER_MODEL")
 else
-  DATA_ARGS+=(--tokenizer-type NullTokenizer --vocab-size 128255)
+  DATA_ARGS+=(--tokenizer-type NullTokenizer --vocab-size 128256)
 fi
 if [[ -n "${CHECKPOINT_DIR:-}" ]]; then
   DATA_ARGS+=(--load "$CHECKPOINT_DIR" --save "$CHECKPOINT_DIR" --save-interval "${SAVE_INTERVAL:-1000}")
