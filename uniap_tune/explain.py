@@ -26,7 +26,7 @@ from uniap_tune.strategy import Strategy
 from uniap_tune.units import format_bytes, format_percent
 
 # A change smaller than this is not worth a word.
-_NOTABLE = 1e-3
+NOTABLE = 1e-3
 
 SEND = "send"  # transfers between stages that nothing hides
 BUBBLE = "bubble"  # what the slowest stage waits while the pipeline fills and drains
@@ -63,7 +63,7 @@ def binding(plan: Plan, space: Space, pricer: Pricer, options: SearchOptions | N
     gain = 1 - best[0].objective_s / plan.objective_s if best else 0.0
     fullest = max(range(plan.pp), key=lambda i: plan.stages[i].peak_bytes)
     slowest = max(range(plan.pp), key=lambda i: plan.stages[i].time_s)
-    if gain > _NOTABLE:
+    if gain > NOTABLE:
         used = format_bytes(plan.stages[fullest].peak_bytes)
         return Binding(
             f"memory on stage {fullest} ({used} of {format_bytes(plan.memory_limit_bytes)}): "
@@ -135,3 +135,31 @@ def recompute_text(plan: Plan) -> str:
     if len(counts) == 1:
         return str(next(iter(counts)))
     return " + ".join(f"{mode} {count}/{len(blocks)}" for mode, count in counts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another plan beside the one it is compared with.
+
+    Attributes:
+        plan: the other plan.
+        slower: relative difference of the step times, which are simulated.
+        slower_proven: relative difference of the objectives; not negative where the plan compared with is the optimum.
+        parts: seconds of a step by part, the other's less the plan's; they sum to the difference of the step times.
+    """
+
+    plan: Plan
+    slower: float
+    slower_proven: float
+    parts: Mapping[str, float]
+
+
+def compare(other: Plan, plan: Plan) -> Alternative:
+    """Another plan of the same job beside ``plan``."""
+    theirs, ours = time_shares(other), time_shares(plan)
+    return Alternative(
+        plan=other,
+        slower=other.step_time_s / plan.step_time_s - 1,
+        slower_proven=other.objective_s / plan.objective_s - 1,
+        parts={name: theirs.get(name, 0.0) - ours.get(name, 0.0) for name in {**ours, **theirs}},
+    )
