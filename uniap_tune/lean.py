@@ -1,0 +1,77 @@
+"""How little memory a (pp, c, family) may need, from prices alone, before any array is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from uniap_tune.cost.parts import LayerCost
+from uniap_tune.formulate import Pricer
+from uniap_tune.graph import LayerKind
+from uniap_tune.problem import FloatArray, IntArray
+from uniap_tune.schedule import chunks_in_flight
+from uniap_tune.space import Family
+from uniap_tune.spec import Recompute
+
+
+def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 0) -> float:
+    """A lower bound on the bytes of the fullest stage; ``leading`` is N of a family that recomputes N blocks a chunk.
+
+    The bytes of a stage rise with the blocks it holds, so as many blocks fit under a limit as the table
+    bytes[stage, blocks held] has entries within it: the least limit is the B-th smallest entry, for B blocks. Exact
+    without virtual stages where blocks are equal and have one strategy at each place; else every block counts as
+    the leanest, and memory as if a stage filled its leanest chunks first.
+    """
+    costs: dict[LayerKind, list[LayerCost]] = {kind: [] for kind in LayerKind}
+    recomputed: list[LayerCost] = []
+    for kind in pricer.type_counts:
+        for strategy in family.strategies(kind):
+            is_leading = family.leading and kind.kind is LayerKind.BLOCK and strategy.recompute is Recompute.FULL
+            cost = pricer.cost(kind, strategy, pp, c, family.virtual_stages)
+            (recomputed if is_leading else costs[kind.kind]).append(cost)
+    blocks = sum(count for kind, count in pricer.type_counts.items() if kind.kind is LayerKind.BLOCK)
+    flights = _flights(pp, c, family.virtual_stages)
+    plain = costs[LayerKind.BLOCK]
+    each = _in_flight(plain, flights)
+    most = blocks if family.virtual_stages == 1 else blocks // (pp * family.virtual_stages) + 2  # of a chunk
+    lead = min(leading, most)
+    units = [np.repeat(each, most - lead, axis=1)]
+    update = _least(plain, lambda cost: cost.static + cost.step_bytes)
+    transient = _least(plain, lambda cost: cost.transient_bytes)
+    if recomputed:
+        units.append(np.repeat(_in_flight(recomputed, flights), lead, axis=1))
+        update = min(update, _least(recomputed, lambda cost: cost.static + cost.step_bytes))
+        transient = _least(recomputed, lambda cost: cost.transient_bytes)
+    held = np.cumsum(np.sort(np.concatenate(units, axis=1), axis=1)[:, :blocks], axis=1)
+    held = np.concatenate([np.zeros((pp, 1)), held], axis=1)
+    updated = np.tile(update * np.arange(held.shape[1]), (pp, 1))
+    spike = np.full(held.shape, transient)
+    spike[:, 0] = 0.0
+    for kind, stage, chunk in ((LayerKind.EMBEDDING, 0, 0), (LayerKind.HEAD, pp - 1, -1)):
+        held[stage] += _in_flight(costs[kind], flights[stage, chunk])
+        updated[stage] += _least(costs[kind], lambda cost: cost.static + cost.step_bytes)
+        spike[stage] = np.maximum(spike[stage], _least(costs[kind], lambda cost: cost.transient_bytes))
+    table = np.maximum(held + spike, updated)
+    needed = max(float(table[0, 0]), float(table[-1, 0]), float(table[1:-1, 1].max(initial=0.0)))
+    entries = table[:, 1:].ravel()
+    if len(entries) < blocks:
+        return float("inf")
+    return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
+
+
+def _least(costs: Sequence[LayerCost], size: Callable[[LayerCost], float]) -> float:
+    return min(size(cost) for cost in costs)
+
+
+def _in_flight(costs: Sequence[LayerCost], flights: IntArray) -> FloatArray:
+    """Least bytes held, for each number of micro-batches in flight."""
+    held: FloatArray = np.minimum.reduce([cost.static + cost.microbatch * flights for cost in costs])
+    return held
+
+
+@lru_cache(maxsize=1024)
+def _flights(pp: int, c: int, virtual_stages: int) -> IntArray:
+    """[pp, chunks] micro-batches in flight."""
+    return np.array([chunks_in_flight(i, pp, c, virtual_stages) for i in range(pp)], dtype=np.int64)

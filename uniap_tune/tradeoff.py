@@ -1,0 +1,316 @@
+"""One job's plans to choose from: step time against memory, and against the number of devices.
+
+Against memory the points are those of :mod:`uniap_tune.frontier`, proven in TPI. Against devices each point is the plan
+that ``plan`` finds on so many. Every point is a full plan of a request of its own, which can be rendered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from uniap_tune.assemble import assemble
+from uniap_tune.deadline import Deadline, DeadlineError
+from uniap_tune.epsilon import Branch, EpsilonSearch, Found
+from uniap_tune.errors import InputError, StoppedError
+from uniap_tune.formulate import Pricer
+from uniap_tune.frontier import Frontier, leanest_point
+from uniap_tune.interleave import most_leading
+from uniap_tune.lean import least_bytes
+from uniap_tune.plan import Plan
+from uniap_tune.planner import Request, assumptions, attempt, build, infeasible, validate
+from uniap_tune.problem import Problem, Status
+from uniap_tune.quick import quick_bound
+from uniap_tune.search import Candidate
+from uniap_tune.space import Family, Space
+from uniap_tune.spec import Cluster
+from uniap_tune.ties import simplify
+from uniap_tune.units import format_bytes
+
+_SECONDS_PER_HOUR = 3600.0
+# Up to so many nodes every number is tried by default; beyond, powers of two and three times powers of two.
+_EVERY_NODE_UP_TO = 4
+
+
+class Axis(StrEnum):
+    """What step time is traded against."""
+
+    MEMORY = "memory"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Point:
+    """A plan and the request it answers.
+
+    ``dominated``: by another point, whose simulated step is no longer and which needs no more memory (or devices).
+    """
+
+    request: Request
+    plan: Plan
+    dominated: bool = False
+
+    @property
+    def devices(self) -> int:
+        """Devices the plan runs on."""
+        return self.request.cluster.num_devices
+
+    @property
+    def device_seconds(self) -> float:
+        """Device-seconds of a step."""
+        return self.devices * self.plan.step_time_s
+
+    def cost_per_step(self, price_per_device_hour: float) -> float:
+        """What a step costs, in the currency of the price."""
+        return self.device_seconds / _SECONDS_PER_HOUR * price_per_device_hour
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Tradeoff:
+    """The points of an axis.
+
+    Attributes:
+        request: what was asked.
+        points: fastest first against memory, fewest devices first against devices.
+        complete: there are no others (against devices: every number asked for was decided).
+        stopped: the time ran out, or Ctrl-C.
+        left_out: numbers of devices without a plan, and why.
+    """
+
+    request: Request
+    axis: Axis
+    points: tuple[Point, ...]
+    complete: bool
+    stopped: bool = False
+    left_out: tuple[tuple[int, str], ...] = ()
+
+
+# Told of every point as it is found.
+Notify = Callable[[Point], None]
+
+
+# -- against memory ------------------------------------------------------------------------------------------------
+
+
+def against_memory(
+    request: Request, *, count: int | None = None, deadline: Deadline | None = None, notify: Notify | None = None
+) -> Tradeoff:
+    """The frontier of time and memory on the request's devices.
+
+    Args:
+        request: the job; its memory limit is where the frontier begins.
+        count: of points, spread over the memory; all of them by default.
+        deadline: when to stop with the points found so far.
+        notify: told of every point.
+
+    Raises:
+        InputError: inputs that make no sense together.
+        InfeasibleError: no plan fits.
+        StoppedError: the time ran out before the first point.
+    """
+    job = _MemoryJob(request, deadline)
+    frontier = Frontier(job.search, job.prices.limit_bytes)
+    stopped = False
+    try:
+        for found in frontier.trace() if count is None else frontier.spread(count):
+            if notify is not None:
+                notify(job.point(found))
+    except (DeadlineError, KeyboardInterrupt):
+        stopped = True
+    points = [job.point(found) for found in frontier.points]
+    if not points:
+        raise job.nothing(stopped)
+    return Tradeoff(
+        request=request,
+        axis=Axis.MEMORY,
+        points=_marked(points, lambda point: point.plan.peak_memory_bytes),
+        complete=frontier.complete,
+        stopped=stopped,
+    )
+
+
+def leanest(request: Request, *, deadline: Deadline | None = None) -> Point:
+    """The plan with the least peak, and of those the fastest; raises as :func:`against_memory` does."""
+    job = _MemoryJob(request, deadline)
+    try:
+        found = leanest_point(job.search, job.prices.limit_bytes)
+    except (DeadlineError, KeyboardInterrupt):
+        raise job.nothing(stopped=True) from None
+    if found is None:
+        raise job.nothing(stopped=False)
+    return job.point(found)
+
+
+class _MemoryJob:
+    """A request, all the problems of its space, and the way back from a found assignment to a plan."""
+
+    def __init__(self, request: Request, deadline: Deadline | None) -> None:
+        validate(request)
+        self.request = request
+        self.space, self.prices = build(request)
+        self.places = list(_places(self.space))
+        branches = [branch_of(self.space, self.prices, *place) for place in self.places]
+        self.search = EpsilonSearch(branches, deadline=deadline)
+
+    def point(self, found: Found) -> Point:
+        """The plan of an assignment, as the answer to a request with its peak as the memory limit."""
+        pp, c, family = self.places[found.branch]
+        formulation = self.prices.formulate(pp, c, family, leading=found.number)
+        limited = replace(formulation.problem, memory_limit_bytes=found.peak_bytes)
+        assignment = simplify(limited, found.assignment)
+        costs = self.prices.costs
+        limit = found.peak_bytes + costs.reserved_bytes()
+        request = replace(self.request, memory_fraction=limit / self.request.cluster.device.memory_bytes)
+        plan = assemble(
+            Candidate(pp, c, family, formulation, assignment, found.objective_s),
+            graph=self.prices.graph,
+            costs=costs,
+            cluster=request.cluster,
+            job=request.job,
+            target=request.target,
+            memory_limit_bytes=request.memory_limit_bytes,
+            bound_s=found.bound_s,
+            status=str(Status.OPTIMAL),
+            inputs=request.describe(),
+            assumptions=assumptions(request),
+        )
+        return Point(request=request, plan=plan)
+
+    def nothing(self, stopped: bool) -> Exception:
+        """The error where there is no point."""
+        if stopped:
+            return StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+        return infeasible(self.request, self.space, self.prices)
+
+
+def _places(space: Space) -> Iterator[tuple[int, int, Family]]:
+    for pp in space.pipeline_sizes():
+        for c in space.microbatch_counts():
+            for family in space.families(pp, c):
+                yield pp, c, family
+
+
+def branch_of(space: Space, prices: Pricer, pp: int, c: int, family: Family) -> Branch:
+    """The problems of a (pp, c, family): one, or one for each number of leading blocks recomputed."""
+
+    def problem(number: int) -> Problem:
+        return prices.formulate(pp, c, family, leading=number).problem
+
+    def least(number: int) -> float:
+        return least_bytes(prices, pp, c, family, number)
+
+    floor = quick_bound(prices, pp, c, family)
+    if not family.leading:
+        return Branch(problem, floor, least)
+    interleaved = family.virtual_stages > 1 and math.isfinite(floor)
+    last = most_leading(problem(1)) if interleaved else space.model.num_layers
+    return Branch(problem, floor, least, first=1, last=max(1, last))
+
+
+# -- against devices -----------------------------------------------------------------------------------------------
+
+
+def against_devices(
+    request: Request,
+    counts: Sequence[int],
+    *,
+    enough: Callable[[Point], bool] | None = None,
+    deadline: Deadline | None = None,
+    notify: Notify | None = None,
+) -> Tradeoff:
+    """The plan of the request on each number of devices.
+
+    Args:
+        request: the job, on the largest cluster.
+        counts: numbers of devices, of :func:`device_counts`.
+        enough: where given, nothing larger is tried once this holds for a point.
+        deadline: when to stop with the points found so far.
+        notify: told of every point.
+
+    Raises:
+        InputError: a number of devices that is no part of the cluster, or a job that can be planned on none of them.
+    """
+    deadline = deadline or Deadline()
+    points: list[Point] = []
+    left_out: list[tuple[int, str]] = []
+    stopped = False
+    refusal: InputError | None = None
+    for count in sorted(counts):
+        part = replace(request, cluster=part_of(request.cluster, count))
+        try:
+            planning = attempt(part, deadline=deadline)
+        except InputError as error:  # no degrees for this number of devices, or nothing left of their memory
+            left_out.append((count, error.what))
+            refusal = error
+            continue
+        except KeyboardInterrupt:
+            stopped = True
+            break
+        if planning.plans:
+            points.append(Point(request=part, plan=planning.plan))
+            if notify is not None:
+                notify(points[-1])
+        if planning.result.status is Status.LIMIT:
+            stopped = True
+            break
+        if planning.result.status is Status.INFEASIBLE:
+            left_out.append((count, f"nothing fits in {format_bytes(part.memory_limit_bytes)} a device"))
+        if planning.plans and enough is not None and enough(points[-1]):
+            break
+    if refusal is not None and len(left_out) == len(counts) and all(why == refusal.what for _, why in left_out):
+        raise refusal
+    return Tradeoff(
+        request=request,
+        axis=Axis.DEVICES,
+        points=_marked(points, lambda point: point.devices),
+        complete=not stopped,
+        stopped=stopped,
+        left_out=tuple(left_out),
+    )
+
+
+def device_counts(cluster: Cluster, *, every: bool = False) -> list[int]:
+    """Numbers of devices worth trying: parts of one node, then numbers of whole nodes.
+
+    Parts of a node are powers of two. Numbers of nodes are all up to 4, then powers of two and three times powers of
+    two; with ``every`` all of them. The whole cluster is always one.
+    """
+    node = cluster.devices_per_node
+    counts = {1 << power for power in range(node.bit_length()) if 1 << power < node}
+    few = {nodes << power for power in range(cluster.num_nodes.bit_length()) for nodes in (1, 3)}
+    nodes = range(1, cluster.num_nodes + 1)
+    counts |= {n * node for n in nodes if every or n <= _EVERY_NODE_UP_TO or n in few}
+    return sorted(counts | {cluster.num_devices})
+
+
+def part_of(cluster: Cluster, count: int) -> Cluster:
+    """So many devices of a cluster: whole nodes, or a part of one.
+
+    Raises:
+        InputError: it has no such part.
+    """
+    node = cluster.devices_per_node
+    if count == cluster.num_devices:
+        return cluster
+    if not 0 < count < cluster.num_devices or (count > node and count % node):
+        raise InputError(
+            f"{count} devices: no part of {cluster.name}",
+            why=f"it has {cluster.num_nodes} nodes of {node} devices; a part is one node's, or whole nodes",
+            fix=f"give numbers up to {node}, or multiples of {node} up to {cluster.num_devices}",
+        )
+    size = min(node, count)
+    name = f"{count // size}x{size}:{cluster.device.name}"
+    return replace(cluster, name=name, num_nodes=count // size, devices_per_node=size)
+
+
+def _marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
+    """The points, those marked that another beats in simulated step time and in size."""
+    marked = []
+    for point in points:
+        value = (point.plan.step_time_s, size(point))
+        rivals = ((other.plan.step_time_s, size(other)) for other in points if other is not point)
+        beaten = any(a <= value[0] and b <= value[1] and (a, b) != value for a, b in rivals)
+        marked.append(replace(point, dominated=beaten))
+    return tuple(marked)
