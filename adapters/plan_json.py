@@ -74,21 +74,21 @@ def plan_file(values: Mapping[str, Any], where: str) -> PlanFile:
 
 
 def _model(data: Mapping[str, Any]) -> Model:
-    values = {item.name: data[item.name] for item in fields(Model)}
+    values = {item.name: data[item.name] for item in fields(Model) if item.name in data}
     return Model(
         **values
         | {
             "norm": Norm(data["norm"]),
             "qk_norm": QkNorm(data["qk_norm"]),
             "position": Position(data["position"]),
-            "moe": Moe(**data["moe"]) if data["moe"] is not None else None,
-            "mla": Mla(**data["mla"]) if data["mla"] is not None else None,
+            "moe": Moe(**data["moe"]) if data["moe"] else None,
+            "mla": Mla(**data["mla"]) if data["mla"] else None,
         }
     )
 
 
 def _job(data: Mapping[str, Any]) -> Job:
-    values = {item.name: data[item.name] for item in fields(Job)}
+    values = {item.name: data[item.name] for item in fields(Job) if item.name in data}
     precision = dict(data["precision"])
     return Job(
         **values

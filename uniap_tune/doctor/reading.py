@@ -1,0 +1,233 @@
+"""What ``doctor`` is given, as a setup: a recipe, a plan, a DeepSpeed JSON with its model, or plain settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from uniap_tune.adapters import deepspeed as ds_json
+from uniap_tune.adapters.documents import printable
+from uniap_tune.adapters.plan_json import is_plan, plan_file
+from uniap_tune.adapters.recipes import ReadOptions, read_recipe
+from uniap_tune.adapters.settings import (
+    data_parallel,
+    deepspeed_values,
+    parse_settings,
+    plan_recipe,
+    settings_recipe,
+)
+from uniap_tune.deepspeed.check import tensor_size
+from uniap_tune.deepspeed.pipeline import read_split
+from uniap_tune.doctor.deepspeed import DeepSpeedSetup
+from uniap_tune.doctor.megatron import MegatronSetup
+from uniap_tune.doctor.setup import Setup
+from uniap_tune.errors import InputError
+from uniap_tune.render.deepspeed import deepspeed_config, pipeline_split
+from uniap_tune.spec import Cluster, Job, Model, OptimizerName, Precision, Recompute
+from uniap_tune.strategy import Target
+from uniap_tune.targets import require_supported
+
+_SPLIT = "pipeline_split.json"
+_SETTINGS, _JSON, _PLAN = "parallel settings", "DeepSpeed JSON", "plan"
+# What may be set beside a DeepSpeed JSON: the script decides it.
+_SCRIPT_SETTINGS = ("pp", "recompute", "mbs")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What was said besides the recipe; ``None``: nothing.
+
+    Attributes:
+        cluster: where; a plan has its own.
+        model, global_batch, seq_length, precision, optimizer, flash_attention: the job, where the recipe is silent.
+        target: the engine of plain settings.
+        pairs: ``--set``, by name.
+        overrides, execute: how to read a recipe.
+    """
+
+    cluster: Cluster | None = None
+    model: Model | None = None
+    global_batch: int | None = None
+    seq_length: int | None = None
+    precision: Precision = field(default_factory=Precision)
+    optimizer: OptimizerName = OptimizerName.ADAM
+    flash_attention: bool = True
+    target: Target = Target.MEGATRON
+    pairs: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    execute: bool = False
+
+
+def read_setup(recipe: str | None, given: Given) -> Setup:
+    """The setup.
+
+    Args:
+        recipe: the file; ``None``: only settings are given.
+        given: what else is known.
+
+    Raises:
+        InputError: unreadable, contradictory, or something is missing; says how to give it.
+    """
+    if recipe is None:
+        return _from_settings(given)
+    if recipe.lower().endswith(".json"):
+        values, where = ds_json.read_config(Path(recipe)), printable(recipe)
+        return _from_plan(values, where, given) if is_plan(values) else _from_json(values, Path(recipe), where, given)
+    for option, value in (
+        ("--model", given.model),
+        ("--global-batch", given.global_batch),
+        ("--seq-length", given.seq_length),
+    ):
+        if value is not None:
+            raise InputError(f"{option}: {printable(recipe)} says that itself", fix=f"leave out {option}")
+    options = ReadOptions(given=given.pairs, overrides=given.overrides, execute=given.execute)
+    return MegatronSetup(recipe=read_recipe(recipe, options), cluster=_required(given.cluster, "--cluster"))
+
+
+def _required(value: _T | None, option: str, why: str = "") -> _T:
+    if value is None:
+        raise InputError(f"{option} is not given", why=why, fix=f"add {option}")
+    return value
+
+
+def _job(given: Given, global_batch: int | None = None) -> Job:
+    why = "without a recipe that says it, the job must be given"
+    return Job(
+        global_batch=global_batch or _required(given.global_batch, "--global-batch", why),
+        seq_length=_required(given.seq_length, "--seq-length", why),
+        precision=given.precision,
+        optimizer=given.optimizer,
+        flash_attention=given.flash_attention,
+    )
+
+
+def _from_settings(given: Given) -> Setup:
+    model = _required(given.model, "--model", "there is no RECIPE to read it from")
+    cluster, job, settings = _required(given.cluster, "--cluster"), _job(given), parse_settings(given.pairs)
+    if given.target is Target.MEGATRON:
+        return MegatronSetup(recipe=settings_recipe(model, cluster, job, settings), cluster=cluster)
+    require_supported(model, job, Target.DEEPSPEED)
+    data_parallel(settings, cluster)
+    if settings.recompute not in ("none", "full"):
+        raise InputError(f"--set recompute={settings.recompute}: DeepSpeed checkpoints all layers or none", fix="full")
+    return DeepSpeedSetup(
+        name="settings",
+        format=_SETTINGS,
+        model=model,
+        cluster=cluster,
+        job=job,
+        values=deepspeed_values(settings, job),
+        micro_batch=settings.count("mbs"),
+        pp=settings.count("pp"),
+        recompute=settings.recompute == "full",
+    )
+
+
+def _from_plan(values: Mapping[str, Any], where: str, given: Given) -> Setup:
+    if given.pairs or given.model is not None or given.global_batch or given.seq_length:
+        raise InputError(f"{where}: a plan says everything itself", fix="leave out --set, --model and the job")
+    file = plan_file(values, where)
+    plan, cluster = file.plan, given.cluster or file.cluster
+    if plan.target is Target.MEGATRON:
+        return MegatronSetup(recipe=plan_recipe(file, where), cluster=cluster)
+    if plan.target is not Target.DEEPSPEED:
+        raise InputError(
+            f"{where}: no engine runs a plan with its own strategy for each layer",
+            why=f"its target is {plan.target}",
+            fix="plan with --target megatron or --target deepspeed",
+        )
+    modes = {strategy.recompute for strategy in plan.strategies}
+    return DeepSpeedSetup(
+        name=where,
+        format=_PLAN,
+        model=file.model,
+        cluster=cluster,
+        job=file.job,
+        values=deepspeed_config(plan, file.model, file.job),
+        micro_batch=plan.micro_batch_size,
+        pp=plan.pp,
+        parts=tuple(pipeline_split(plan)["parts"]) if plan.pp > 1 else (),
+        recompute=Recompute.FULL in modes,
+    )
+
+
+def _from_json(values: Mapping[str, Any], path: Path, where: str, given: Given) -> Setup:
+    """A DeepSpeed JSON. It says nothing of the model, the length of samples and checkpointing."""
+    if "zero_optimization" not in values and not any(key in values for key in ds_json.BATCH_KEYS):
+        raise InputError(
+            f"{where}: neither a DeepSpeed JSON nor a plan",
+            why="it has no zero_optimization and no batch",
+            fix="give a model's config.json with --model",
+        )
+    unknown = next((name for name in given.pairs if name not in _SCRIPT_SETTINGS), None)
+    if unknown is not None:
+        raise InputError(
+            f"--set {unknown}: {where} decides it", why=f"only {', '.join(_SCRIPT_SETTINGS)} are left open"
+        )
+    why = "a DeepSpeed JSON does not say it"
+    model = _required(given.model, "--model", why)
+    cluster = _required(given.cluster, "--cluster")
+    settings = parse_settings(given.pairs)
+    pp, parts, recompute, notes = _pipeline(values, path, where, given)
+    devices = cluster.num_devices // pp
+    batch = given.global_batch or ds_json.global_batch(values, where, devices)
+    micro = ds_json.whole(values, ds_json.BATCH_KEYS[1], where) or settings.counts.get("mbs")
+    steps = ds_json.whole(values, ds_json.BATCH_KEYS[2], where)
+    dp = max(1, devices // tensor_size(values))
+    if micro is None and batch is not None:
+        micro = max(1, batch // ((steps or 1) * dp))
+    if batch is None and micro is not None:
+        batch = micro * (steps or 1) * dp
+    job = _job(given, batch)
+    if settings.recompute not in ("none", "full"):
+        raise InputError(f"--set recompute={settings.recompute}: DeepSpeed checkpoints all layers or none", fix="full")
+    if "recompute" in given.pairs:
+        recompute = settings.recompute == "full"
+    elif pp == 1:
+        notes.append("activation checkpointing is in the script: taken as off; --set recompute=full if it is on")
+    return DeepSpeedSetup(
+        name=where,
+        format=_JSON,
+        model=model,
+        cluster=cluster,
+        job=Job(
+            global_batch=job.global_batch,
+            seq_length=job.seq_length,
+            precision=ds_json.precision(values, where) or given.precision,
+            optimizer=ds_json.optimizer(values, where),
+            flash_attention=given.flash_attention,
+        ),
+        values=values,
+        micro_batch=micro or 1,
+        pp=pp,
+        parts=parts,
+        recompute=recompute,
+        notes=tuple(notes),
+    )
+
+
+def _pipeline(
+    values: Mapping[str, Any], path: Path, where: str, given: Given
+) -> tuple[int, tuple[int, ...], bool, list[str]]:
+    """Stages, their bounds and checkpointing: as set, of a split beside the file, or what the JSON says."""
+    section = ds_json.section(values, "pipeline", where)
+    recompute = bool(section.get("activation_checkpoint_interval"))
+    if "pp" in given.pairs:
+        return parse_settings({"pp": given.pairs["pp"]}).count("pp"), (), recompute, []
+    beside = path.parent / _SPLIT
+    if beside.exists():
+        split = read_split(beside)
+        return split.num_stages, split.parts, split.interval > 0, [f"the pipeline is that of {printable(str(beside))}"]
+    stages = ds_json.whole(section, "stages", where)
+    if stages is not None:
+        return stages, (), recompute, ["stages are taken from pipeline.stages, which DeepSpeed itself ignores"]
+    if section:
+        raise InputError(
+            f"{where}: how many stages the pipeline has is not known",
+            why="the script says it: PipelineModule(num_stages=…)",
+            fix="give it with --set pp=N (1 without a pipeline)",
+        )
+    return 1, (), recompute, []

@@ -1,0 +1,182 @@
+"""A diagnosis for people, in at most 80 columns; colour only on a terminal and never with NO_COLOR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from uniap_tune.breakdown import Breakdown
+from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARAMETERS, WORKSPACE
+from uniap_tune.doctor.diagnosis import Diagnosis, Improvement
+from uniap_tune.doctor.finding import Finding
+from uniap_tune.doctor.setup import shown_settings
+from uniap_tune.report import console
+from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
+
+_MOST_STAGES = 10
+_COLUMNS = {
+    PARAMETERS: "params",
+    GRADIENTS: "grads",
+    OPTIMIZER_STATES: "optim",
+    ACTIVATIONS: "activ",
+    WORKSPACE: "rest",
+}
+_NOTABLE = 1e-3  # of a step
+_T = TypeVar("_T")
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The verdict, memory by stage, time by part, what is wrong, what to change."""
+    out = console()
+    setup = diagnosis.setup
+    word, style = _verdict(diagnosis)
+    title = Text(f"{setup.model.name} on {setup.cluster.name} with {setup.engine}: ", style="bold")
+    out.print(title + Text(word, style=f"bold {style}"))
+    out.print(", ".join(f"{name} {value}" for name, value in shown_settings(setup).items()))
+    out.print()
+    if diagnosis.breakdown is not None:
+        _memory(out, diagnosis, diagnosis.breakdown)
+        _time(out, diagnosis.breakdown)
+    for _, sentence in diagnosis.broken:
+        _row(out, "Broken", sentence)
+    for label, item in _labelled("Findings", diagnosis.findings):
+        _row(out, label, _finding_text(item, diagnosis))
+    if not diagnosis.findings and not diagnosis.broken:
+        _row(out, "Findings", "none: nothing is known that this configuration silently loses")
+    _changes(out, diagnosis)
+    for label, note in _labelled("Assumed", setup.notes):
+        _row(out, label, note)
+    _row(out, "Not modelled", "Times and bytes come from an analytic cost model; nothing was measured.")
+
+
+def _verdict(diagnosis: Diagnosis) -> tuple[str, str]:
+    if diagnosis.fits is None:
+        return "does not run", "red"
+    word, style = ("fits", "green") if diagnosis.fits else ("does not fit", "red")
+    return (word, style) if diagnosis.is_certain else (f"{word}, but within the error of the prediction", "yellow")
+
+
+def _memory(out: Console, diagnosis: Diagnosis, breakdown: Breakdown) -> None:
+    prediction, stage, limit = breakdown.prediction, diagnosis.fullest, diagnosis.limit
+    used, room = prediction.memory_bytes_per_stage[stage], diagnosis.room_bytes[stage]
+    usable = limit.memory_bytes - prediction.overhead_bytes
+    where = f"stage {stage}, the fullest," if len(breakdown.memory) > 1 else "every device"
+    state = f"{format_bytes(room)} free" if room >= 0 else f"{format_bytes(-room)} too much"
+    low, high = used / (1 + limit.band), used * (1 + limit.band)
+    _row(
+        out,
+        "Memory",
+        f"{where} needs {format_bytes(used)} of {format_bytes(usable)}: {state}. "
+        f"4 of 5 runs like it need {low / GIB:.1f} to {high / GIB:.1f} GiB. "
+        f"{format_bytes(prediction.overhead_bytes)} more are set aside for CUDA, NCCL and fragmentation.",
+    )
+    _stage_table(out, diagnosis, breakdown)
+    if room < 0:
+        parts = sorted(breakdown.memory[stage].items(), key=lambda item: -item[1])
+        text = ", ".join(f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in parts[:3])
+        _row(out, "Takes most", text)
+
+
+def _stage_table(out: Console, diagnosis: Diagnosis, breakdown: Breakdown) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for title in ("stage", "layers", *_COLUMNS.values(), "GiB", "room"):
+        table.add_column(title, justify="right", no_wrap=True)
+    count = len(breakdown.memory)
+    for stage in range(count):
+        if count > _MOST_STAGES and _MOST_STAGES - 3 <= stage < count - 2:
+            if stage == _MOST_STAGES - 3:
+                table.add_row("…")
+            continue
+        memory, room = breakdown.memory[stage], diagnosis.room_bytes[stage]
+        sizes = [f"{memory.get(part, 0.0) / GIB:.1f}" for part in _COLUMNS]
+        total = f"{sum(memory.values()) / GIB:.1f}"
+        left = Text(f"{room / GIB:.1f}", style="red" if room < 0 else "")
+        table.add_row(str(stage), f"{breakdown.blocks[stage]:g}", *sizes, total, left)
+    out.print()
+    out.print(table)
+    out.print()
+
+
+def _time(out: Console, breakdown: Breakdown) -> None:
+    prediction, step = breakdown.prediction, breakdown.prediction.step_time_s
+    band = f"{format_seconds(prediction.step_time_low_s)} to {format_seconds(prediction.step_time_high_s)}"
+    _row(
+        out,
+        "Time",
+        f"{format_seconds(step)} a step ({band} in 4 of 5 runs like it), {format_count(breakdown.tokens_per_s)} "
+        f"tokens/s, MFU {format_percent(breakdown.mfu)}",
+    )
+    parts = sorted(breakdown.time.items(), key=lambda item: -item[1])
+    shown = [f"{part.replace('_', ' ')} {format_percent(s / step)}" for part, s in parts if s >= _NOTABLE * step]
+    where = " (slowest stage)" if len(breakdown.memory) > 1 else ""
+    _row(out, "", f"{', '.join(shown)}{where}")
+
+
+def _finding_text(item: Finding, diagnosis: Diagnosis) -> str:
+    text = item.sentence[0].upper() + item.sentence[1:] + "."
+    price = _price(item, diagnosis)
+    if item.edits:
+        return f"{text} {price}Change: {'; '.join(item.edits)}"
+    return text
+
+
+def _price(item: Finding, diagnosis: Diagnosis) -> str:
+    """What the change brings, as a sentence; empty where it is nothing to speak of."""
+    if diagnosis.breakdown is None or item.lost_s is None or item.lost_bytes is None:
+        return ""
+    step = diagnosis.breakdown.prediction.step_time_s
+    share, freed = item.lost_s / step, item.lost_bytes
+    parts = []
+    if abs(share) >= _NOTABLE:
+        parts.append(f"{format_percent(abs(share))} {'faster' if share > 0 else 'slower'}")
+    if abs(freed) >= 0.05 * GIB:
+        parts.append(f"{format_bytes(abs(freed))} {'freed' if freed > 0 else 'more'}")
+    return f"Without it: {', '.join(parts)}. " if parts else ""
+
+
+def _changes(out: Console, diagnosis: Diagnosis) -> None:
+    label = "Changes" if diagnosis.fits else "To make it fit" if diagnosis.fits is False else "To make it run"
+    for number, change in enumerate(diagnosis.improvements, start=1):
+        _row(out, label if number == 1 else "", f"{number}. {_change_text(change, diagnosis)}")
+        for edit in change.edits:
+            _row(out, "", Padding(edit, (0, 0, 0, 3)))
+    if diagnosis.improvements:
+        return
+    if diagnosis.fits:
+        _row(out, label, "no single change makes it faster by more than the error of a measurement")
+    elif diagnosis.nearest is not None:
+        nearest = diagnosis.nearest
+        left = f"{format_bytes(-nearest.room_bytes)} too much" if nearest.room_bytes < 0 else "within the error"
+        edits = "; ".join(nearest.edits)
+        _row(out, label, f"no single change is enough; the nearest is {nearest.title} ({edits}): still {left}")
+    else:
+        _row(out, label, "no single change is enough: `uniap-tune tune` or `plan` looks for a whole plan")
+
+
+def _change_text(change: Improvement, diagnosis: Diagnosis) -> str:
+    seconds = format_seconds(change.prediction.step_time_s)
+    if diagnosis.breakdown is None:
+        gain = f"{seconds} a step"
+    else:
+        faster = "faster" if change.gain >= 0 else "slower"
+        gain = f"{format_percent(abs(change.gain))} {faster}, {seconds} a step"
+    return f"{change.title}: {gain}, {format_bytes(change.room_bytes)} free"
+
+
+def _labelled(label: str, items: Sequence[_T]) -> Iterator[tuple[str, _T]]:
+    """Items with the label before the first one."""
+    for number, item in enumerate(items):
+        yield label if number == 0 else "", item
+
+
+def _row(out: Console, label: str, text: str | Padding) -> None:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=14, style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(label, text)
+    out.print(table)
