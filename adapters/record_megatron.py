@@ -19,25 +19,28 @@ from .megatron_arguments import (
     read_runtime,
     read_strategy,
 )
+from .megatron_kinds import bert_arguments, bert_model, t5_arguments, t5_model
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, mapping, required, text
 
-_OTHER_MODELS = ("bert", "t5", "multimodal", "hybrid", "mamba", "retro", "vision")
+_OTHER_MODELS = ("multimodal", "hybrid", "mamba", "retro", "vision")
 
 
 def read_megatron_run(record: Fields) -> Run:
     """The run of Megatron arguments; its memory is the last stage's, the only one that logs.
 
     Raises:
-        SkippedRecordError: not a decoder-only transformer, or no model.
+        SkippedRecordError: not GPT, BERT or T5, or no model.
         InputError: an argument is wrong.
     """
     args = mapping(record, "args") or {}
     kind = text(record, "test").split("/")[0].lower()
     if any(kind.startswith(word) for word in _OTHER_MODELS) or "hybrid-layer-pattern" in args:
-        raise SkippedRecordError(f"{kind or 'hybrid'} is not a decoder-only transformer", fix="give GPT records")
+        raise SkippedRecordError(
+            f"{kind or 'hybrid'} is not a transformer alone", fix="give records of GPT, BERT or T5"
+        )
     assumptions: list[str] = []
-    model, seq = read_model(args, assumptions), required(args, "seq-length")
+    args, model, encoder_seq = _model(kind, args, assumptions)
     tp, pp, cp = (count(args, f"{name}-parallel-size") or 1 for name in ("tensor-model", "pipeline-model", "context"))
     num_gpus = count(record, "num_gpus") or count(args, "world-size")
     if num_gpus is None:
@@ -58,7 +61,8 @@ def read_megatron_run(record: Fields) -> Run:
         cluster=read_record_cluster(record, num_gpus),
         job=Job(
             global_batch=batch,
-            seq_length=seq,
+            seq_length=required(args, "seq-length"),
+            encoder_seq_length=encoder_seq,
             precision=Precision(compute=read_dtype(args), gradient_bytes=read_gradient_bytes(args)),
             flash_attention=read_flash(args, assumptions),
         ),
@@ -70,9 +74,20 @@ def read_megatron_run(record: Fields) -> Run:
         num_microbatches=max(1, batch // (mbs * dp)),
         microbatch_group=count(args, "microbatch-group-size-per-virtual-pipeline-stage"),
         last_stage_only=True,
-        exact=not resumed and _states_attention(args),
+        exact=not resumed and _states_attention(args) and encoder_seq is None,
         assumptions=tuple(assumptions),
     )
+
+
+def _model(kind: str, args: Fields, assumptions: list[str]) -> tuple[Fields, Model, int | None]:
+    """The arguments with what a kind of model assumes, the model, and its encoder's sequence length."""
+    if kind.startswith("bert"):
+        args = bert_arguments(args, assumptions)
+        return args, bert_model(read_model(args, assumptions), args), None
+    if kind.startswith("t5"):
+        args, layers, seq = t5_arguments(args, assumptions)
+        return args, t5_model(read_model(args, assumptions), args, layers), seq
+    return args, read_model(args, assumptions), None
 
 
 def _states_attention(args: Fields) -> bool:

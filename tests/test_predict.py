@@ -247,7 +247,7 @@ def test_damaged_records_give_a_reason_never_a_crash():
 
 @pytest.mark.skipif(not MEASURED.is_dir(), reason="no measured data beside the checkout")
 def test_only_what_cannot_be_meant_is_skipped():
-    reasons = ("adapters", "not a decoder-only", "offloads to the host")
+    reasons = ("adapters", "not a transformer alone", "offloads to the host")
     for path in sorted(MEASURED.glob("*.jsonl")):
         for line in read_lines(path):
             evaluated = evaluate(line)

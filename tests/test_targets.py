@@ -60,6 +60,8 @@ def test_megatron_refuses_shipped_models_by_feature(name: str, reason: str) -> N
         (replace(LLAMA, rope_scaling="linear", rope_scaling_factor=2.5), "kind linear by 2.5"),
         (replace(LLAMA, rope_theta=10000.5), "rotary base 10000.5"),
         (replace(LLAMA, position=Position.ALIBI), "ALiBi"),
+        (replace(LLAMA, causal=False), "attention to both sides"),
+        (replace(LLAMA, encoder_layers=2), "an encoder before the decoder"),
     ],
 )
 def test_megatron_refuses_features(model: Model, reason: str) -> None:
@@ -117,6 +119,12 @@ def test_the_free_space_and_deepspeed_train_every_shipped_model(name: str) -> No
     model = read_model(name)
     assert unsupported(model, JOB, Target.ANY) == ()
     assert unsupported(model, JOB, Target.DEEPSPEED) == ()
+
+
+def test_no_target_plans_an_encoder_decoder() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        require_supported(replace(LLAMA, encoder_layers=2), JOB, Target.ANY)
+    assert caught.value.fix == "give a model without them"
 
 
 def test_notes_name_what_differs() -> None:

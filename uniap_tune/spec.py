@@ -101,7 +101,13 @@ class Mla:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A decoder-only transformer: all facts needed to count parameters, FLOPs and activations.
+    """A transformer: all facts needed to count parameters, FLOPs and activations.
+
+    Decoder-only by default. ``causal=False`` is an encoder (BERT), with ``token_types`` rows of token-type embeddings,
+    ``head_transform`` (a dense layer and a norm before the output projection) and ``pooled_head`` (a dense layer and a
+    two-way classifier of the first token). ``encoder_layers`` blocks of an encoder before ``num_layers`` blocks of a
+    decoder, each of which attends to the encoder's output too, make an encoder-decoder (T5); ``relative_buckets`` rows
+    of relative-position biases for either.
 
     ``position_rows`` is the number of rows of a learned position table (0 without one), ``max_positions`` the
     longest sequence the model accepts (``None``: no limit). ``embedding_size`` differs from ``hidden_size`` only
@@ -151,6 +157,12 @@ class Model:
     moe: Moe | None = None
     mla: Mla | None = None
     mtp_layers: int = 0
+    causal: bool = True
+    token_types: int = 0
+    head_transform: bool = False
+    pooled_head: bool = False
+    encoder_layers: int = 0
+    relative_buckets: int = 0
 
     def __post_init__(self) -> None:
         for key in ("num_layers", "hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
@@ -270,6 +282,7 @@ class Precision:
 class Job:
     """How the model is trained. Nothing here is changed by planning.
 
+    ``encoder_seq_length`` is the sequence of an encoder-decoder's encoder, by default ``seq_length``;
     ``allowed_recompute`` is what the planner may choose from.
     """
 
@@ -280,10 +293,15 @@ class Job:
     optimizer_state_bytes: int | None = None
     flash_attention: bool = True
     allowed_recompute: frozenset[Recompute] = frozenset(Recompute)
+    encoder_seq_length: int | None = None
 
     def __post_init__(self) -> None:
         _require_positive("job", "global_batch", self.global_batch)
         _require_positive("job", "seq_length", self.seq_length)
+
+    def sequence(self, *, encoder: bool) -> int:
+        """Tokens of a sample in the encoder, or in the decoder."""
+        return self.encoder_seq_length or self.seq_length if encoder else self.seq_length
 
     @property
     def state_bytes(self) -> int:

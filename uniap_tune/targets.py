@@ -65,10 +65,11 @@ def require_supported(model: Model, job: Job, target: Target) -> None:
     if not reasons:
         return
     able = [other.value for other in Target if not unsupported(model, job, other)]
+    fix = f"use --target {' or --target '.join(able)}" if able else "give a model without them"
     raise UnsupportedError(
         f"{model.name}: target {target} cannot train it",
         why=f"{target} lacks: {'; '.join(reasons)}",
-        fix=f"use --target {' or --target '.join(able)}",
+        fix=fix,
     )
 
 
@@ -97,7 +98,12 @@ def _optimizer_states(_model: Model, job: Job) -> bool:
     return job.state_bytes not in MEGATRON_MOMENTS
 
 
+# pretrain_gpt.py builds no encoder; a decoder that reads one is no chain of layers, which the search cuts into stages.
+_ENCODER_DECODER = ("an encoder before the decoder (T5)", lambda model, _: model.encoder_layers > 0)
+
 _MEGATRON: _Rules = (
+    _ENCODER_DECODER,
+    ("attention to both sides (BERT)", lambda model, _: not model.causal),
     ("ALiBi positions", lambda model, _: model.position is Position.ALIBI),
     ("soft-capping of attention scores", lambda model, _: model.attention_softcap is not None),
     ("soft-capping of logits", lambda model, _: model.logit_softcap is not None),
@@ -133,12 +139,13 @@ _MEGATRON: _Rules = (
 )
 
 _DEEPSPEED: _Rules = (
+    _ENCODER_DECODER,
     ("8-bit or 4-bit training", lambda _, job: job.precision.compute in (DType.FP8, DType.MXFP8, DType.NVFP4)),
     ("mixed precision without fp32 master weights", lambda _, job: not job.precision.master_weights),
 )
 
 _RULES: Mapping[Target, _Rules] = MappingProxyType(
-    {Target.MEGATRON: _MEGATRON, Target.DEEPSPEED: _DEEPSPEED, Target.ANY: ()}
+    {Target.MEGATRON: _MEGATRON, Target.DEEPSPEED: _DEEPSPEED, Target.ANY: (_ENCODER_DECODER,)}
 )
 
 _MEGATRON_NOTES: _Rules = (

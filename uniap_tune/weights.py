@@ -56,7 +56,7 @@ def weights(model: Model, layer_type: LayerType) -> tuple[Weight, ...]:
         return tuple(_embedding(model))
     if layer_type.kind is LayerKind.HEAD:
         return tuple(_head(model))
-    return tuple(_block(model, moe=layer_type.moe))
+    return tuple(_block(model, moe=layer_type.moe, cross=layer_type.cross))
 
 
 def layer_parameters(model: Model, layer_type: LayerType) -> int:
@@ -100,12 +100,12 @@ def rank_linear_parameters(model: Model, layer_type: LayerType, tp: int, *, etp:
     """The part of :func:`rank_parameters` in matrices that run in the 8- or 4-bit format of the job: linear layers of
     blocks, not routers, embeddings and the output projection."""
     experts = (Split.EXPERT, Split.EXPERT_REPLICATED)
-    plain = ("moe.router", "moe.shared_gate", "embedding.position", "embedding.project_in", "head.project_out")
     matrices = (
         weight
         for weight in weights(model, layer_type)
         if weight.split is not Split.VOCAB
-        and not weight.name.endswith(plain)
+        and not weight.name.startswith(("embedding.", "head."))
+        and not weight.name.endswith(("moe.router", "moe.shared_gate"))
         and len(weight.shape) > (2 if weight.split in experts else 1)
     )
     return sum(_rank_size(weight, tp, etp, ep, model.vocab_size) for weight in matrices)
@@ -149,8 +149,13 @@ def _embedding(model: Model) -> Iterator[Weight]:
         yield Weight("embedding.project_in", (model.hidden_size, width))
     if model.position_rows:
         yield Weight("embedding.position", (model.position_rows, model.hidden_size))
+    if model.token_types:
+        yield Weight("embedding.token_type", (model.token_types, model.hidden_size))
     if model.embedding_norm:
         yield from _norm(model, "embedding.norm", model.hidden_size)
+    if model.relative_buckets:
+        stacks = 2 if model.encoder_layers else 1
+        yield Weight("embedding.relative", (stacks * model.relative_buckets, model.num_heads))
 
 
 def _head(model: Model) -> Iterator[Weight]:
@@ -159,6 +164,9 @@ def _head(model: Model) -> Iterator[Weight]:
         yield from _mtp(model, f"mtp.{index}")
     if model.final_norm:
         yield from _norm(model, "final_norm", model.hidden_size)
+        if model.encoder_layers:
+            yield from _norm(model, "encoder.final_norm", model.hidden_size)
+    yield from _around_output(model)
     if width != model.hidden_size:
         yield Weight("head.project_out", (width, model.hidden_size))
     if model.mtp_layers and not model.tied_embeddings:
@@ -166,6 +174,18 @@ def _head(model: Model) -> Iterator[Weight]:
     yield Weight("head.output", (model.vocab_size, width), Split.VOCAB, shared=model.tied_embeddings)
     if model.head_bias:
         yield Weight("head.output.bias", (model.vocab_size,), Split.VOCAB)
+
+
+def _around_output(model: Model) -> Iterator[Weight]:
+    """What BERT has besides: the transform before its output projection, the pooler and its classifier, all whole on
+    every rank (megatron/core/models/bert)."""
+    hidden = model.hidden_size
+    if model.head_transform:
+        yield from _linear("head.transform", hidden, hidden, bias=True)
+        yield from _norm(model, "head.norm", hidden)
+    if model.pooled_head:
+        yield from _linear("head.pooler", hidden, hidden, bias=True)
+        yield from _linear("head.classifier", 2, hidden, bias=True)
 
 
 def _mtp(model: Model, name: str) -> Iterator[Weight]:
@@ -179,13 +199,16 @@ def _mtp(model: Model, name: str) -> Iterator[Weight]:
     yield from _norm(model, f"{name}.final_norm", hidden)
 
 
-def _block(model: Model, *, moe: bool) -> Iterator[Weight]:
+def _block(model: Model, *, moe: bool, cross: bool = False) -> Iterator[Weight]:
     for index in range(model.norms_per_layer):
         yield from _norm(model, f"norm.{index}", model.hidden_size)
     if model.mla is not None:
         yield from _latent_attention(model, model.mla)
     else:
         yield from _attention(model)
+    if cross:
+        yield from _norm(model, "cross.norm", model.hidden_size)
+        yield from (replace(weight, name=f"cross.{weight.name}") for weight in _attention(model))
     if moe and model.moe is not None:
         yield from _moe(model, model.moe)
     else:

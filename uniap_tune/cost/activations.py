@@ -86,7 +86,7 @@ class ActivationModel:
     def block(self, layer: LayerType, strategy: Strategy, samples: int) -> Tensors:
         """The tensors of one block for one micro-batch on one rank."""
         model = self._model
-        tokens = samples * self._job.seq_length / strategy.cp
+        tokens = samples * self._job.sequence(encoder=layer.encoder) / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * model.hidden_size / sp
         masks = 2 * tokens * model.hidden_size / sp if model.hidden_dropout else 0.0  # a byte an element
@@ -99,6 +99,10 @@ class ActivationModel:
             # a layer of its own, whose output both down projections keep, quantized each on its own
             own_norms += border if self._input == self._width else 2 * norm_output
             fused_norms -= norm_output
+        core = self._core(layer, strategy, samples)
+        if layer.cross:
+            inputs += border + masks / 2
+            attention += norm_output + self._cross(tokens, strategy, samples)
         mlp = experts = activated = shared = 0.0
         moe = model.moe if layer.moe else None
         if moe is not None:
@@ -113,7 +117,7 @@ class ActivationModel:
             norms=own_norms,
             attention=attention + max(0.0, fused_norms),
             up=up,
-            core=self._core(strategy, samples),
+            core=core,
             mlp=mlp,
             experts=experts,
             activated=activated,
@@ -145,11 +149,24 @@ class ActivationModel:
         up += self._width * heads * (2 * (mla.qk_nope_dim + mla.qk_rope_dim) + mla.v_dim)
         return kept, up
 
-    def _core(self, strategy: Strategy, samples: int) -> float:
-        """What the attention core keeps: row statistics (fused), or the s x s matrices (unfused)."""
-        model, seq = self._model, self._job.seq_length
+    def _cross(self, tokens: float, strategy: Strategy, samples: int) -> float:
+        """Cross-attention: queries and context of the decoder, keys and values of the encoder, whose output is kept
+        once for all layers (the head has it)."""
+        model = self._model
+        read = samples * self._job.sequence(encoder=True) / strategy.cp
+        return 2 * self._width * (tokens * model.q_width + read * model.kv_width) / strategy.tp
+
+    def _core(self, layer: LayerType, strategy: Strategy, samples: int) -> float:
+        """What the attention cores keep."""
+        seq = self._job.sequence(encoder=layer.encoder)
+        kept = self._scores(strategy, samples, seq, seq)
+        return kept + self._scores(strategy, samples, seq, self._job.sequence(encoder=True)) if layer.cross else kept
+
+    def _scores(self, strategy: Strategy, samples: int, queries: int, seq: int) -> float:
+        """What one core keeps: row statistics (fused), or the matrices of queries and keys (unfused)."""
+        model = self._model
         heads = samples * model.num_heads / strategy.tp
-        rows = seq / strategy.cp
+        rows = queries / strategy.cp
         if self._job.flash_attention:
             copies = self._width * heads * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
             return 4 * heads * rows + copies  # fp32 log-sum-exp

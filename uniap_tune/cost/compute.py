@@ -77,6 +77,10 @@ class _Attention:
     forward: float
     backward: float
 
+    def plus(self, other: _Attention) -> _Attention:
+        """Both, one after the other."""
+        return _Attention(self.forward + other.forward, self.backward + other.backward)
+
 
 class ComputeModel:
     """Prices the computation of layers on one device type."""
@@ -118,11 +122,16 @@ class ComputeModel:
 
     def _block(self, layer: LayerType, shape: Shape) -> Compute:
         model = self._model
-        tokens = shape.samples * self._job.seq_length / shape.cp
+        tokens = shape.samples * self._job.sequence(encoder=layer.encoder) / shape.cp
         gemms = attention_gemms(model, tokens, shape.tp)
+        if layer.cross:
+            read = shape.samples * self._job.sequence(encoder=True) / shape.cp
+            gemms += cross_attention_gemms(model, tokens, read, shape.tp)
         experts = layer.moe and model.moe is not None
         gemms += moe_gemms(model, tokens, shape) if experts else mlp_gemms(model, tokens, shape.tp, model.ffn_size)
         core = self._attention(layer, shape)
+        if layer.cross:
+            core = core.plus(self._cross_attention(shape))
         forward_bytes, backward_bytes = self._block_bytes(layer, tokens, shape)
         forward = sum(self._gemm(g.m, g.n, g.k, g) for g in gemms)
         backward = sum(self._gemm(g.m, g.k, g.n, g) + self._gemm(g.n, g.k, g.m, g, gradient=True) for g in gemms)
@@ -163,20 +172,29 @@ class ComputeModel:
         return gemm.count * max(compute, size / self._bandwidth)
 
     def _attention(self, layer: LayerType, shape: Shape) -> _Attention:
-        model, seq = self._model, self._job.seq_length
+        seq = self._job.sequence(encoder=layer.encoder)
+        return self._core(shape, seq, seq, attended(layer, seq))
+
+    def _cross_attention(self, shape: Shape) -> _Attention:
+        """Every token of the decoder attends to every one of the encoder."""
+        rows, seq = self._job.seq_length, self._job.sequence(encoder=True)
+        return self._core(shape, rows, seq, float(rows * seq))
+
+    def _core(self, shape: Shape, rows: int, seq: int, pairs: float) -> _Attention:
+        """The core of ``rows`` queries of a sample over ``seq`` keys, of which ``pairs`` are not masked."""
+        model = self._model
         head_width, value_width = head_widths(model)
         heads = shape.samples * model.num_heads / shape.tp
-        area = attended(layer, seq) / shape.cp
+        area = pairs / shape.cp
         if not self._job.flash_attention:
-            return self._unfused(heads, seq, shape.cp, head_width, value_width)
+            return self._unfused(heads, rows / shape.cp, seq, head_width, value_width)
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency
         peak = self._attention_peak * self._runtime.flash_share
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
-    def _unfused(self, heads: float, seq: int, cp: int, head_width: int, value_width: int) -> _Attention:
-        """Batched GEMMs over all of s x s, and scaling, softmax and dropout by bytes."""
-        rows = seq / cp
+    def _unfused(self, heads: float, rows: float, seq: int, head_width: int, value_width: int) -> _Attention:
+        """Batched GEMMs over all pairs, and scaling, softmax and dropout by bytes."""
         scores = _Gemm(rows, seq, head_width, heads, quantized=False)
         context = _Gemm(rows, value_width, seq, heads, quantized=False)
         moved = _SOFTMAX_BYTES + (_DROPOUT_BYTES if self._model.attention_dropout else 0.0)
@@ -290,6 +308,16 @@ def attention_gemms(model: Model, tokens: float, tp: int) -> list[_Gemm]:
     ]
 
 
+def cross_attention_gemms(model: Model, tokens: float, read: float, tp: int) -> list[_Gemm]:
+    """The linear layers of cross-attention: queries of ``tokens``, keys and values of the encoder's ``read`` ones."""
+    hidden = model.hidden_size
+    return [
+        _Gemm(tokens, model.q_width / tp, hidden),
+        _Gemm(read, 2 * model.kv_width / tp, hidden),
+        _Gemm(tokens, hidden, model.q_width / tp),
+    ]
+
+
 def mlp_gemms(model: Model, tokens: float, tp: int, width: int) -> list[_Gemm]:
     """The linear layers of a dense MLP on one rank."""
     fan = 2 if model.gated_mlp else 1
@@ -323,7 +351,9 @@ def head_widths(model: Model) -> tuple[int, int]:
 
 
 def attended(layer: LayerType, seq: int) -> float:
-    """Query-key pairs of one causal sequence: s^2 / 2, or the band of a sliding window."""
+    """Query-key pairs of one sequence: s^2; causal s^2 / 2, or the band of a sliding window."""
+    if not layer.causal:
+        return float(seq * seq)
     window = min(layer.window or seq, seq)
     return window * seq - window * window / 2
 

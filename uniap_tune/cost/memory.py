@@ -129,7 +129,7 @@ class MemoryModel:
             return self._embedding(strategy, samples)
         if layer.kind is LayerKind.HEAD:
             return self._head(strategy, samples)
-        tokens = samples * self._job.seq_length / strategy.cp
+        tokens = samples * self._job.sequence(encoder=layer.encoder) / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * self._model.hidden_size / sp
         tensors = self._blocks.block(layer, strategy, samples)
@@ -142,8 +142,10 @@ class MemoryModel:
 
     def _embedding(self, strategy: Strategy, samples: int) -> Activations:
         """Token ids, positions, labels and loss mask of a micro-batch, and the dropout mask."""
-        model = self._model
-        tokens = samples * self._job.seq_length / strategy.cp
+        model, job = self._model, self._job
+        tokens = samples * job.seq_length / strategy.cp
+        if model.encoder_layers:
+            tokens += samples * job.sequence(encoder=True) / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         kept = 8 * tokens + (tokens * model.hidden_size / sp if model.hidden_dropout else 0)
         if model.embedding_norm:
@@ -165,7 +167,16 @@ class MemoryModel:
         border = self._width * tokens * model.hidden_size / sp
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
-        return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + self._extra(strategy, samples))
+        around = self._around_output(border) + self._extra(strategy, samples)
+        return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + around)
+
+    def _around_output(self, border: float) -> float:
+        """BERT's transform keeps what its activation function and its norm read, and the norm's output; the norm after
+        an encoder its input and output."""
+        kept = 3 * border if self._model.head_transform else 0.0
+        if self._model.encoder_layers:
+            kept += 2 * border * self._job.sequence(encoder=True) / self._job.seq_length
+        return kept
 
     def _extra(self, strategy: Strategy, samples: int) -> float:
         """Multi-token prediction, which waits for the head's backward: of each module the two vectors it joins, its

@@ -366,14 +366,15 @@ class CostModel:
         """Model FLOPs of one optimizer step: 6 for each parameter of a matrix and token, and attention (causal:
         half of s^2), without recomputation (arXiv 2104.04473 equation 3, appendix)."""
         model, job = self.model, self.job
-        tokens = job.global_batch * job.seq_length
         head, value = head_widths(model)
         flops = 0.0
         for layer in build_graph(model).layers:
             if layer.type.kind is LayerKind.BLOCK:
-                flops += 6 * tokens * self._active_parameters(layer.type)
-                flops += 6 * job.global_batch * attended(layer.type, job.seq_length) * model.num_heads * (head + value)
-        return flops + 6 * tokens * model.vocab_size * model.hidden_size
+                seq = job.sequence(encoder=layer.type.encoder)
+                pairs = attended(layer.type, seq) + (seq * job.sequence(encoder=True) if layer.type.cross else 0.0)
+                flops += 6 * job.global_batch * seq * self._active_parameters(layer.type)
+                flops += 6 * job.global_batch * pairs * model.num_heads * (head + value)
+        return flops + 6 * job.global_batch * job.seq_length * model.vocab_size * model.hidden_size
 
     def _active_parameters(self, layer: LayerType) -> float:
         """Parameters a token passes through."""
