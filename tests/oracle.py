@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -68,16 +67,21 @@ def in_flight(parts: int, c: int, v: int) -> list[int]:
 def cuts(problem: Problem) -> Iterator[list[int]]:
     """Every cut the problem allows: any without virtual stages; nearly even ones with them."""
     n, count = len(problem.layers), problem.num_stages * problem.virtual_stages
+    rule = problem.leading
+    seconds = [
+        min(t.time_s[k] for k in range(len(t.time_s)) if rule is None or not rule.counted[u] or not rule.leading[u][k])
+        for u, t in enumerate(problem.layers)
+    ]
+    mean, least = sum(seconds) / count, 0 if rule is None else rule.count
     for stage in partitions(n, count):
-        sizes = [stage[1 : n - 1].count(s) for s in range(count)]
-        recomputed = problem.leading.count if problem.leading is not None else 0
-        inner = (n - 2) / count
-        if problem.virtual_stages == 1 or (
-            all(max(1, int(inner) - 1, recomputed) <= size for size in sizes[1:-1])
-            and all(recomputed <= size for size in sizes)
-            and all(size <= math.ceil(inner) + 1 for size in sizes)
-        ):
-            yield stage
+        if problem.virtual_stages > 1:
+            inner = [stage[1 : n - 1].count(s) for s in range(count)]
+            spent = [sum(seconds[u] for u in range(n) if stage[u] == s) for s in range(count)]
+            short = any(time < 0.75 * mean * (1 - 1e-12) for time in spent)
+            long = any(time > 1.25 * mean * (1 + 1e-12) for time, size in zip(spent, inner, strict=True) if size)
+            if short or long or min(inner) < least:
+                continue
+        yield stage
 
 
 def brute_force(problem: Problem) -> float:

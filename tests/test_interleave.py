@@ -21,7 +21,8 @@ from uniap_tune.solvers import solve, solve_interleaved
 def interleaved(draw: st.DrawFn, *, regular: bool) -> Problem:
     """Small chains with virtual stages: whole numbers make ties, memory is often at the limit."""
     size, v = draw(st.sampled_from([(2, 2), (2, 3), (3, 2), (4, 2)]))
-    inner = draw(st.integers(size * v - 2, size * v + 3))
+    each, less = draw(st.sampled_from([1, 1, 2, 4] if size * v == 4 else [1, 1, 2])), draw(st.integers(-1, 2))
+    inner = max(1, size * v * each - less)  # the ends make up for some
     groups = draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     whole = draw(st.booleans())
@@ -30,11 +31,13 @@ def interleaved(draw: st.DrawFn, *, regular: bool) -> Problem:
     def values(k: int) -> np.ndarray:
         return rng.integers(0, 5, k).astype(float) if whole else rng.random(k)
 
-    def table(k: int) -> LayerTable:
-        return LayerTable(np.zeros(k, dtype=np.int64), *(values(k) for _ in range(6)))
+    def table(k: int, seconds: float, spread: int) -> LayerTable:
+        times = seconds + (rng.integers(0, spread + 1, k).astype(float) if whole else spread * rng.random(k))
+        return LayerTable(np.zeros(k, dtype=np.int64), times, *(values(k) for _ in range(5)))
 
-    kinds = [table(2 if leading else 1) for _ in range(1 if regular else 2)]
-    layers = [table(1), *(kinds[int(rng.integers(len(kinds)))] for _ in range(inner)), table(1)]
+    kinds = [table(2 if leading else 1, draw(st.sampled_from([1, 8])), 4) for _ in range(1 if regular else 2)]
+    ends = [table(1, *draw(st.sampled_from([(0.0, 0), (0.0, 2), (8.0, 4)]))) for _ in range(2)]
+    layers = [ends[0], *(kinds[int(rng.integers(len(kinds)))] for _ in range(inner)), ends[1]]
     send = np.array([[float(rng.random())]])
     edges = tuple(EdgeTable(u, u + 1, np.zeros((1, 1)), send) for u in range(inner + 1))
     rule = None
@@ -43,7 +46,7 @@ def interleaved(draw: st.DrawFn, *, regular: bool) -> Problem:
         counted = tuple(0 < u <= inner for u in range(inner + 2))
         rule = LeadingRule(max(1, inner // (size * v)), counted, tuple(marks))
     most = sum(float(t.static_bytes.max() + t.step_bytes.max() + 9 * t.microbatch_bytes.max()) for t in layers)
-    limit = max(1.0, most / size * draw(st.sampled_from([0.3, 0.45, 0.6, 0.8, 3.0])))
+    limit = max(1.0, most / size * draw(st.sampled_from([0.4, 0.6, 0.8, 3.0, 3.0])))
     limit = float(math.floor(limit)) if whole else limit
     return Problem(size, groups * size, Schedule.ONE_F_ONE_B, limit, 1, tuple(layers), edges, rule, v)
 

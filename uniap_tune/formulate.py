@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,7 @@ class Pricer:
         self.costs = costs
         self.global_batch = global_batch
         self.limit_bytes = limit_bytes
+        self.type_counts = Counter(layer.type for layer in graph.layers)
         self._layers: dict[tuple[LayerType, Strategy, int, int, int, int], LayerCost] = {}
         self._borders: dict[tuple[tuple[Layout, ...], int, int], tuple[FloatArray, FloatArray]] = {}
 

@@ -17,7 +17,7 @@ def quick_bound(pricer: Pricer, pp: int, c: int, family: Family) -> float:
     Every layer at its fastest: the sum over stages is at least their sum, and the slowest stage is at least what
     the best balance of identical blocks between an embedding and a head leaves.
     """
-    counts = Counter(layer.type for layer in pricer.graph.layers)
+    counts = pricer.type_counts
     fastest: dict[LayerType, float] = {}
     least_step = total_step = 0.0
     leanest = 0.0

@@ -22,7 +22,7 @@ from typing import Protocol
 from uniap_tune.bounds import chain_bounds
 from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
-from uniap_tune.interleave import most_leading
+from uniap_tune.interleave import leading_seconds, most_leading
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import quick_bound
 from uniap_tune.solvers import Solve, solver_named
@@ -258,14 +258,17 @@ class Search:
             self._keep(entry, formulation, solution.assignment)
         self._prove(entry, max(entry.bound, solution.bound_s))
         self.solved += 1
-        if entry.leading and entry.leading < most_leading(formulation.problem):
-            heapq.heappush(self.queue, replace(entry, leading=entry.leading + 1))
+        count = entry.leading + 1
+        if entry.leading and count <= most_leading(formulation.problem):
+            bound = entry.base + leading_seconds(formulation.problem, count)
+            heapq.heappush(self.queue, replace(entry, leading=count, bound=bound))
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
 
     def _keep(self, entry: _Entry, formulation: Formulation, assignment: Assignment) -> None:
-        assignment = simplify(formulation.problem, assignment)
+        if entry.family.virtual_stages == 1:  # otherwise there is one strategy at each place
+            assignment = simplify(formulation.problem, assignment)
         value = evaluate(formulation.problem, assignment).objective_s
         candidate = Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value)
         self.add(candidate)

@@ -198,7 +198,8 @@ class Space:
     def _expert_grids(self, tp: int, replicas: int, sequence_parallel: bool) -> list[tuple[int, int]]:
         """(ep, etp): which ranks of a stage share a set of experts. Experts are whole, or split as the rest is.
 
-        Megatron needs sequence parallelism where tokens are sent over ep and tp is used.
+        Megatron trains experts with tp only if the sequence is parallel too (moe_layer.py:636), and splits no biases
+        of experts (transformer_config.py:2611).
         """
         moe = self.model.moe
         grids = [(1, 1)]
@@ -209,7 +210,8 @@ class Space:
                 for ep in divisors(moe.num_experts)
                 if tp * replicas % (ep * etp) == 0
                 and moe.expert_ffn_size % etp == 0
-                and (ep == 1 or tp == 1 or sequence_parallel)
+                and (etp == 1 or not self.model.mlp_bias)
+                and (tp == 1 or sequence_parallel)
             ]
         return [(ep, etp) for ep, etp in grids if self.knobs.allows("ep", ep) and self.knobs.allows("etp", etp)]
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pulp
 
-from uniap_tune.interleave import interval_limits, strategy_at, use_of
+from uniap_tune.interleave import is_even, plain_seconds, strategy_at, use_of
 from uniap_tune.milp.solvers import Limits, MilpSolver, lin_sum, solve_model
 from uniap_tune.problem import Assignment, Problem, Solution, Status, evaluate, infeasible
 
@@ -38,10 +40,10 @@ class _Run:
 def solve_intervals(problem: Problem, solver: MilpSolver, limits: Limits) -> Solution:
     """The optimum of an interleaved chain by MILP, for layers of any kind."""
     name = str(solver)
-    sizes = interval_limits(problem)
-    if sizes is None:
+    runs = _runs(problem)
+    if not runs:
         return infeasible(name)
-    model = _Model(problem, _runs(problem, *sizes))
+    model = _Model(problem, runs)
     answer = solve_model(model.lp, solver, limits)
     if answer.status is Status.INFEASIBLE:
         return infeasible(name)
@@ -55,25 +57,32 @@ def solve_intervals(problem: Problem, solver: MilpSolver, limits: Limits) -> Sol
     return Solution(answer.status, assignment, value.objective_s, min(bound, value.objective_s), name)
 
 
-def _runs(problem: Problem, low: list[int], high: list[int]) -> list[_Run]:
-    """All runs on some path: begin and end leave enough, and not too many, layers before and after."""
+def _runs(problem: Problem) -> list[_Run]:
+    """All runs of allowed length on some path from layer 0 to n."""
     n, count = problem.num_layers, problem.num_intervals
-    least_before = [0, *(1 + sum(low[: s + 1]) for s in range(count))]
-    most_before = [0, *(1 + sum(high[: s + 1]) for s in range(count))]
-    least_before[count] += 1
-    most_before[count] += 1
-    found = []
+    upto = [0.0, *accumulate(plain_seconds(problem))]
+    mean = upto[n] / count
+    starts = {0}
+    by_interval: list[list[tuple[int, int]]] = []
     for s in range(count):
-        ends = (s == 0) + (s == count - 1)
-        for first in range(least_before[s], min(most_before[s], n) + 1):
-            for size in range(low[s] + ends, high[s] + ends + 1):
-                last = first + size
-                rest = n - last
-                after = (sum(low[s + 1 :]), sum(high[s + 1 :])) if s < count - 1 else (0, 0)
-                extra = 1 if s < count - 1 else 0
-                if after[0] + extra <= rest <= after[1] + extra:
-                    found.append(_run(problem, s, first, last))
-    return found
+        found = [
+            (first, last)
+            for first in sorted(starts)
+            for last in range(first + 1, n + 1 if s == count - 1 else n)
+            if (s < count - 1 or last == n) and _is_allowed(problem, upto, mean, first, last)
+        ]
+        by_interval.append(found)
+        starts = {last for _, last in found}
+    needed = {n}
+    for s in range(count - 1, -1, -1):  # forget runs from which the end is not reached
+        by_interval[s] = [(first, last) for first, last in by_interval[s] if last in needed]
+        needed = {first for first, _ in by_interval[s]}
+    return [_run(problem, s, first, last) for s, runs in enumerate(by_interval) for first, last in runs]
+
+
+def _is_allowed(problem: Problem, upto: Sequence[float], mean: float, first: int, last: int) -> bool:
+    inner = last - first - (first == 0) - (last == problem.num_layers)
+    return is_even(problem, upto[last] - upto[first], mean, inner)
 
 
 def _run(problem: Problem, s: int, first: int, last: int) -> _Run:
