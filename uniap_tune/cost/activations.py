@@ -51,7 +51,8 @@ class Tensors:
     @property
     def whole(self) -> float:
         """All of them."""
-        return sum(getattr(self, name) for name in self.__slots__)
+        attention = self.attention + self.up + self.core
+        return self.inputs + self.norms + attention + self.mlp + self.experts + self.activated + self.shared
 
     def freed(self, modules: frozenset[str]) -> float:
         """Bytes that recomputing the modules frees."""
