@@ -28,7 +28,7 @@ _Key = tuple[int, int]  # branch and number
 _ROUNDING = 1e-11
 
 
-def _no_bytes(_number: int) -> float:
+def _nothing(_number: int) -> float:
     return 0.0
 
 
@@ -41,13 +41,13 @@ class Branch:
 
     Attributes:
         problem: the problem of a number; its memory limit means nothing.
-        floor_s: no plan of any number has a TPI below this.
+        floor_s: no plan of a number has a TPI below this, under any limit; it does not fall with the number.
         least_bytes: no plan of a number has a peak below this; it does not rise with the number.
     """
 
     problem: Callable[[int], Problem]
-    floor_s: float = 0.0
-    least_bytes: Callable[[int], float] = _no_bytes
+    floor_s: Callable[[int], float] = _nothing
+    least_bytes: Callable[[int], float] = _nothing
     first: int = 0
     last: int = 0
 
@@ -81,8 +81,8 @@ class EpsilonSearch:
         self._problems: dict[_Key, Problem] = {}
         self._bounds: dict[_Key, _Proofs] = {}
         self._numbers: dict[int, _Proofs] = {}  # the smallest number that may fit
+        self._floors: dict[_Key, float] = {}
         self._least_bytes: dict[_Key, float] = {}
-        self._free: dict[int, dict[int, float]] = {}  # by branch and number
 
     def fastest(self, limit_bytes: float, budget_s: float = math.inf) -> Found | None:
         """The plan with the least TPI under a memory limit, proven to within a relative ``TIE``.
@@ -113,15 +113,16 @@ class EpsilonSearch:
     def _queue(self, limit: float) -> list[_Entry]:
         queue = []
         for index, branch in enumerate(self.branches):
+            number = branch.first
+            if index in self._numbers:
+                number = max(number, int(self._numbers[index].at(limit)))
+            if number > branch.last:
+                continue
+            bound = self._floor(index, number)
             if branch.first == branch.last:
-                bound = max(branch.floor_s, self._bound(index, branch.first, limit))
-                entry = _Entry(bound, index, branch.first, _Step.BOUND)
+                entry = _Entry(max(bound, self._bound(index, number, limit)), index, number, _Step.BOUND)
             else:
-                proofs = self._numbers.get(index)
-                number = max(branch.first, int(proofs.at(limit))) if proofs is not None else branch.first
-                if number > branch.last:
-                    continue
-                entry = _Entry(self._free_before(index, number), index, number, _Step.OPEN)
+                entry = _Entry(bound, index, number, _Step.OPEN)
             if math.isfinite(entry.bound_s):
                 queue.append(entry)
         heapq.heapify(queue)
@@ -139,10 +140,6 @@ class EpsilonSearch:
     def _open(self, entry: _Entry, queue: list[_Entry], limit: float) -> None:
         """Turn "this number and all after it" into an entry of this number and one of those after it."""
         index, number = entry.branch, entry.number
-        free = self._free_from(index, number)
-        if free > entry.bound_s:
-            self._push(queue, replace(entry, bound_s=free))
-            return
         known = self._bound(index, number, limit)
         if known > 0:
             self._push(queue, replace(entry, bound_s=max(entry.bound_s, known), step=_Step.BOUND))
@@ -153,23 +150,25 @@ class EpsilonSearch:
                 return
             self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=_Step.SOLVE, bounds=bounds))
         if number < self.branches[index].last:
-            self._push(queue, replace(entry, number=number + 1))
+            self._push(queue, replace(entry, number=number + 1, bound_s=self._floor(index, number + 1)))
 
     def _skip(self, entry: _Entry, queue: list[_Entry], limit: float) -> None:
         """Go on with the smallest number that may fit; this one does not."""
-        index, low, high = entry.branch, entry.number, self.branches[entry.branch].last
-        proofs = self._numbers.setdefault(index, _Proofs())
-        if math.isinf(self._bound_at(index, high, limit)[0]):
-            proofs.add(limit, high + 1)
-            return
-        while high - low > 1:  # low does not fit, high may
-            middle = (low + high) // 2
-            if math.isinf(self._bound_at(index, middle, limit)[0]):
-                low = middle
-            else:
-                high = middle
-        proofs.add(limit, high)
-        self._push(queue, replace(entry, number=high))
+        index, last = entry.branch, self.branches[entry.branch].last
+        if self._has_room(index, entry.number, limit):  # the sum of the bytes does not rule it out
+
+            def may_fit(number: int) -> bool:
+                return math.isfinite(self._bound_at(index, number, limit)[0])
+
+        else:
+
+            def may_fit(number: int) -> bool:
+                return self._has_room(index, number, limit)
+
+        number = _first(may_fit, entry.number + 1, last)
+        self._numbers.setdefault(index, _Proofs()).add(limit, number)
+        if number <= last:
+            self._push(queue, replace(entry, number=number, bound_s=self._floor(index, number)))
 
     def _solve_at(self, entry: _Entry, limit: float, cutoff: float) -> None:
         problem = self._problem(entry.branch, entry.number, limit)
@@ -205,16 +204,18 @@ class EpsilonSearch:
 
     def _bound_at(self, index: int, number: int, limit: float) -> tuple[float, ChainBounds | None]:
         """A bound on TPI under this limit, ``inf`` if nothing fits; interleaved pipelines are left to their solver."""
-        least = self._least(index, number)
-        if least * (1 - _ROUNDING) > limit:
-            self._proofs(index, number).add(limit, math.inf)
-            return math.inf, None
-        problem = self._problem(index, number, limit)
-        if problem.virtual_stages > 1:
-            return self.branches[index].floor_s, None
-        bounds = chain_bounds(problem)
-        self._proofs(index, number).add(limit, bounds.total)
-        return bounds.total, bounds
+        bounds = None
+        total = self._floor(index, number)
+        if not self._has_room(index, number, limit):
+            total = math.inf
+        elif (problem := self._problem(index, number, limit)).virtual_stages == 1:
+            bounds = chain_bounds(problem)
+            total = bounds.total
+        self._proofs(index, number).add(limit, total)
+        return total, bounds
+
+    def _has_room(self, index: int, number: int, limit: float) -> bool:
+        return self._least(index, number) * (1 - _ROUNDING) <= limit
 
     def _least(self, index: int, number: int) -> float:
         key = (index, number)
@@ -222,26 +223,22 @@ class EpsilonSearch:
             self._least_bytes[key] = self.branches[index].least_bytes(number)
         return self._least_bytes[key]
 
-    def _free_before(self, index: int, number: int) -> float:
-        """What is known already of :meth:`_free_from`."""
-        known = (bound for n, bound in self._free.get(index, {}).items() if n <= number)
-        return max([self.branches[index].floor_s, *known])
+    def _floor(self, index: int, number: int) -> float:
+        key = (index, number)
+        if key not in self._floors:
+            self._floors[key] = self.branches[index].floor_s(number)
+        return self._floors[key]
 
-    def _free_from(self, index: int, number: int) -> float:
-        """A bound on TPI, without any memory limit, of this number and so of all after it."""
-        known = self._free.setdefault(index, {self.branches[index].first: self.branches[index].floor_s})
-        if number not in known:
-            problem = self._problem(index, number, 1.0)
-            flight = max(problem.in_flight(i) for i in range(problem.num_intervals))
-            most = [t.bytes_in_flight(flight).max() + t.transient_bytes.max() for t in problem.layers]
-            update = [t.update_bytes.max() for t in problem.layers]
-            known[number] = self._least_time(replace(problem, memory_limit_bytes=2 * float(sum(most) + sum(update))))
-        return known[number]
 
-    def _least_time(self, problem: Problem) -> float:
-        if problem.virtual_stages == 1:
-            return chain_bounds(problem).total
-        return self._solve(problem, math.inf, self.deadline, None).bound_s
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The first number from ``low`` to ``high`` for which a condition holds that holds for all after; else high + 1."""
+    while low <= high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle - 1
+        else:
+            low = middle + 1
+    return low
 
 
 class _Step(IntEnum):

@@ -1,7 +1,10 @@
-"""How little memory a (pp, c, family) may need, from prices alone, before any array is built."""
+"""From prices alone, before any array is built: how little memory a (pp, c, family) may need, and how much time
+recomputing the first N blocks of each stage adds to it at least.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -14,6 +17,9 @@ from uniap_tune.problem import FloatArray, IntArray
 from uniap_tune.schedule import chunks_in_flight
 from uniap_tune.space import Family
 from uniap_tune.spec import Recompute
+
+# A quotient may miss a whole number by rounding.
+_ROUNDING = 1e-9
 
 
 def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 0) -> float:
@@ -31,7 +37,7 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
             is_leading = family.leading and kind.kind is LayerKind.BLOCK and strategy.recompute is Recompute.FULL
             cost = pricer.cost(kind, strategy, pp, c, family.virtual_stages)
             (recomputed if is_leading else costs[kind.kind]).append(cost)
-    blocks = sum(count for kind, count in pricer.type_counts.items() if kind.kind is LayerKind.BLOCK)
+    blocks = _blocks(pricer)
     flights = _flights(pp, c, family.virtual_stages)
     plain = costs[LayerKind.BLOCK]
     each = _in_flight(plain, flights)
@@ -59,6 +65,39 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
     if len(entries) < blocks:
         return float("inf")
     return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
+
+
+def recompute_seconds(pricer: Pricer, pp: int, c: int, family: Family, leading: int) -> float:
+    """A lower bound on what recomputing the first N blocks of each stage (or model chunk) adds to TPI.
+
+    With e seconds for a block recomputed, a stage of x blocks takes e min(x, N) longer. The slowest stage takes at
+    least the mean of all stages, so it holds at least (mean - ends) / t blocks of t seconds. A model chunk always
+    holds N blocks.
+    """
+    plain: list[float] = []
+    extra: list[float] = []
+    ends: list[float] = []
+    total = 0.0
+    for kind, count in pricer.type_counts.items():
+        times = {s.recompute: pricer.cost(kind, s, pp, c).time for s in family.strategies(kind)}
+        if kind.kind is LayerKind.BLOCK:
+            plain.append(times[Recompute.NONE])
+            extra.append(times[Recompute.FULL] - times[Recompute.NONE])
+        else:
+            ends.append(times[Recompute.NONE])
+        total += count * times[Recompute.NONE]
+    each = max(0.0, min(extra))
+    blocks, v = _blocks(pricer), family.virtual_stages
+    if v > 1:
+        return each * leading * (pp + (c * v - 1))
+    held = blocks
+    if pp > 1 and max(plain) > 0:
+        held = max(0, math.ceil((total / pp - max(ends)) / max(plain) - _ROUNDING))
+    return each * ((c - 1) * min(held, leading) + min(blocks, leading))
+
+
+def _blocks(pricer: Pricer) -> int:
+    return sum(count for kind, count in pricer.type_counts.items() if kind.kind is LayerKind.BLOCK)
 
 
 def _least(costs: Sequence[LayerCost], size: Callable[[LayerCost], float]) -> float:

@@ -18,7 +18,7 @@ from uniap_tune.errors import InputError, StoppedError
 from uniap_tune.formulate import Pricer
 from uniap_tune.frontier import Frontier, leanest_point
 from uniap_tune.interleave import most_leading
-from uniap_tune.lean import least_bytes
+from uniap_tune.lean import least_bytes, recompute_seconds
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, attempt, build, infeasible, validate
 from uniap_tune.problem import Problem, Status
@@ -87,8 +87,8 @@ class Tradeoff:
     left_out: tuple[tuple[int, str], ...] = ()
 
 
-# Told of every point as it is found.
-Notify = Callable[[Point], None]
+# Told of the number of points, whenever there is one more.
+Notify = Callable[[int], None]
 
 
 # -- against memory ------------------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ def against_memory(
     frontier = Frontier(job.search, job.prices.limit_bytes)
     stopped = False
     try:
-        for found in frontier.trace() if count is None else frontier.spread(count):
+        for _ in frontier.trace() if count is None else frontier.spread(count):
             if notify is not None:
-                notify(job.point(found))
+                notify(len(frontier.points))
     except (DeadlineError, KeyboardInterrupt):
         stopped = True
     points = [job.point(found) for found in frontier.points]
@@ -203,10 +203,14 @@ def branch_of(space: Space, prices: Pricer, pp: int, c: int, family: Family) -> 
 
     floor = quick_bound(prices, pp, c, family)
     if not family.leading:
-        return Branch(problem, floor, least)
+        return Branch(problem, lambda _: floor, least)
+
+    def leading_floor(number: int) -> float:
+        return floor + recompute_seconds(prices, pp, c, family, number)
+
     interleaved = family.virtual_stages > 1 and math.isfinite(floor)
     last = most_leading(problem(1)) if interleaved else space.model.num_layers
-    return Branch(problem, floor, least, first=1, last=max(1, last))
+    return Branch(problem, leading_floor, least, first=1, last=max(1, last))
 
 
 # -- against devices -----------------------------------------------------------------------------------------------
@@ -251,7 +255,7 @@ def against_devices(
         if planning.plans:
             points.append(Point(request=part, plan=planning.plan))
             if notify is not None:
-                notify(points[-1])
+                notify(len(points))
         if planning.result.status is Status.LIMIT:
             stopped = True
             break
