@@ -138,7 +138,7 @@ def settings_recipe(model: Model, cluster: Cluster, job: Job, settings: Settings
         )
         if said is None and matters
     ]
-    note = f"{' and '.join(assumed)} on, as `plan` sets it; --set {assumed[0]}=off otherwise" if assumed else ""
+    note = f"--set {' --set '.join(f'{key}=on' for key in assumed)}, as `plan` has it" if assumed else ""
     return replace(recipe, manages_environment=True, notes=(note,) if note else ())
 
 

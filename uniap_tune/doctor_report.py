@@ -27,6 +27,7 @@ _COLUMNS = {
     WORKSPACE: "rest",
 }
 _NOTABLE = 1e-3  # of a step
+_NOTABLE_BYTES = 0.05 * GIB
 _T = TypeVar("_T")
 
 
@@ -51,6 +52,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     _changes(out, diagnosis)
     for label, note in _labelled("Assumed", setup.notes):
         _row(out, label, note)
+    _row(out, "Next", "`uniap-tune tune` (a recipe) or `plan` chooses all settings together, with a proof.")
     _row(out, "Not modelled", "Times and bytes come from an analytic cost model; nothing was measured.")
 
 
@@ -118,29 +120,35 @@ def _time(out: Console, breakdown: Breakdown) -> None:
 
 
 def _finding_text(item: Finding, diagnosis: Diagnosis) -> str:
-    text = item.sentence[0].upper() + item.sentence[1:] + "."
-    price = _price(item, diagnosis)
-    if item.edits:
-        return f"{text} {price}Change: {'; '.join(item.edits)}"
-    return text
+    first = item.sentence.partition(" ")[0]
+    text = (item.sentence.capitalize()[0] if first.isalpha() else item.sentence[0]) + item.sentence[1:] + "."
+    if not item.edits:
+        return text
+    brings = _brings(item, diagnosis)
+    return f"{text} Change: {'; '.join(item.edits)}" + (f" ({brings})" if brings else "")
 
 
-def _price(item: Finding, diagnosis: Diagnosis) -> str:
-    """What the change brings, as a sentence; empty where it is nothing to speak of."""
+def _brings(item: Finding, diagnosis: Diagnosis) -> str:
+    """What the change brings; empty where it is nothing to speak of."""
     if diagnosis.breakdown is None or item.lost_s is None or item.lost_bytes is None:
         return ""
-    step = diagnosis.breakdown.prediction.step_time_s
-    share, freed = item.lost_s / step, item.lost_bytes
+    share, freed = item.lost_s / diagnosis.breakdown.prediction.step_time_s, item.lost_bytes
     parts = []
     if abs(share) >= _NOTABLE:
         parts.append(f"{format_percent(abs(share))} {'faster' if share > 0 else 'slower'}")
-    if abs(freed) >= 0.05 * GIB:
-        parts.append(f"{format_bytes(abs(freed))} {'freed' if freed > 0 else 'more'}")
-    return f"Without it: {', '.join(parts)}. " if parts else ""
+    if abs(freed) >= _NOTABLE_BYTES:
+        parts.append(f"{format_bytes(abs(freed))} {'freed' if freed > 0 else 'more memory'}")
+    return ", ".join(parts)
 
 
 def _changes(out: Console, diagnosis: Diagnosis) -> None:
     label = "Changes" if diagnosis.fits else "To make it fit" if diagnosis.fits is False else "To make it run"
+    if diagnosis.nearest is not None:
+        nearest = diagnosis.nearest
+        left = f"still {format_bytes(-nearest.room_bytes)} too much" if nearest.room_bytes < 0 else "within the error"
+        two = "; two together are:" if diagnosis.improvements else ""
+        _row(out, label, f"no single change is enough ({nearest.title}: {left}){two}")
+        label = ""
     for number, change in enumerate(diagnosis.improvements, start=1):
         _row(out, label if number == 1 else "", f"{number}. {_change_text(change, diagnosis)}")
         for edit in change.edits:
@@ -149,23 +157,21 @@ def _changes(out: Console, diagnosis: Diagnosis) -> None:
         return
     if diagnosis.fits:
         _row(out, label, "no single change makes it faster by more than the error of a measurement")
-    elif diagnosis.nearest is not None:
-        nearest = diagnosis.nearest
-        left = f"{format_bytes(-nearest.room_bytes)} too much" if nearest.room_bytes < 0 else "within the error"
-        edits = "; ".join(nearest.edits)
-        _row(out, label, f"no single change is enough; the nearest is {nearest.title} ({edits}): still {left}")
+    elif diagnosis.fits is None:
+        _row(out, label, "no single change is enough: correct what is broken, or let `uniap-tune tune` do it")
     else:
-        _row(out, label, "no single change is enough: `uniap-tune tune` or `plan` looks for a whole plan")
+        _row(out, label, "nor are two; `uniap-tune plan` says whether any plan fits, and what would help if none does")
 
 
 def _change_text(change: Improvement, diagnosis: Diagnosis) -> str:
-    seconds = format_seconds(change.prediction.step_time_s)
+    seconds, free = format_seconds(change.prediction.step_time_s), f"{format_bytes(change.room_bytes)} free"
     if diagnosis.breakdown is None:
-        gain = f"{seconds} a step"
-    else:
-        faster = "faster" if change.gain >= 0 else "slower"
-        gain = f"{format_percent(abs(change.gain))} {faster}, {seconds} a step"
-    return f"{change.title}: {gain}, {format_bytes(change.room_bytes)} free"
+        return f"{change.title}: {seconds} a step, {free}"
+    share = format_percent(abs(change.gain))
+    if diagnosis.fits:
+        return f"{change.title}: {share} faster, {seconds} a step, {free}"
+    word = "less" if change.gain >= 0 else "more"
+    return f"{change.title}: {free}, {seconds} a step, {share} {word} than above"
 
 
 def _labelled(label: str, items: Sequence[_T]) -> Iterator[tuple[str, _T]]:

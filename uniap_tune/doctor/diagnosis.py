@@ -9,7 +9,7 @@ from uniap_tune.cost.model import CostModel
 from uniap_tune.doctor.finding import Case, Finding, Limit, is_legal
 from uniap_tune.doctor.findings import examine
 from uniap_tune.doctor.options import options_of
-from uniap_tune.doctor.setup import Option, Setup, difference
+from uniap_tune.doctor.setup import Option, Setup, difference, together
 from uniap_tune.predict import Prediction, Run, predict
 
 # A change must shorten the step by more than this to be worth a word [Empirical]: two runs of one configuration differ
@@ -17,6 +17,8 @@ from uniap_tune.predict import Prediction, Run, predict
 LEAST_GAIN = 0.005
 # How many changes are shown.
 SHOWN = 3
+# Where no single change is enough, so many of those that help most are tried with a second one.
+_FIRST_OF_TWO = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,8 @@ class Diagnosis:
         broken: what the engine refuses or fails with, as (rule, sentence).
         run, breakdown: how it runs; ``None`` if it cannot.
         findings: what loses time or memory, the dearest first.
-        improvements: single changes, best first: those that make it faster; those that make it fit, if it does not;
-            those that make it run, if it cannot.
+        improvements: single changes, best first: those that make it faster; those that make it fit, if it does not
+            (two together where one is not enough); those that make it run, if it cannot.
         nearest: where no single change makes it fit, the one that leaves least missing.
     """
 
@@ -109,13 +111,7 @@ def diagnose(setup: Setup, *, memory_fraction: float | None = None, shown: int =
     limit = limit_for(run, memory_fraction)
     breakdown = break_down(run)
     case = Case(setup=setup, run=run, breakdown=breakdown, limit=limit)
-    found = _improvements(setup, limit, breakdown.prediction)
-    if limit.fits(breakdown.prediction):
-        safe = [x for x in found if x.gain > LEAST_GAIN and _is_safe(limit, x, breakdown.prediction)]
-        nearest = None
-    else:
-        safe = [x for x in found if limit.surely_fits(x.prediction)]
-        nearest = max(found, key=lambda x: x.room_bytes, default=None) if not safe else None
+    safe, nearest = _helpful(setup, limit, breakdown.prediction)
     return Diagnosis(
         setup=setup,
         limit=limit,
@@ -150,10 +146,31 @@ def _not_running(setup: Setup, memory_fraction: float | None, shown: int) -> Dia
     )
 
 
-def _improvements(setup: Setup, limit: Limit, today: Prediction) -> list[Improvement]:
-    """Every legal single change, priced."""
-    legal = [option for option in options_of(setup) if option.edits and is_legal(setup, option)]
-    return [_improvement(setup, option, limit, predict(option.setup.run()), today) for option in legal]
+def _helpful(setup: Setup, limit: Limit, today: Prediction) -> tuple[list[Improvement], Improvement | None]:
+    """The changes worth making, and the nearest miss where no single one is enough."""
+    options = _legal(setup)
+    found = [_improvement(setup, option, limit, predict(option.setup.run()), today) for option in options]
+    if limit.fits(today):
+        return [x for x in found if x.gain > LEAST_GAIN and _is_safe(limit, x, today)], None
+    enough = [x for x in found if limit.surely_fits(x.prediction)]
+    if enough or not found:
+        return enough, None
+    order = sorted(range(len(found)), key=lambda i: (-found[i].room_bytes, found[i].prediction.step_time_s))
+    firsts: dict[str, Option] = {}
+    for i in order:
+        firsts.setdefault(options[i].setting, options[i])
+    pairs = [
+        together(first, second)
+        for first in list(firsts.values())[:_FIRST_OF_TWO]
+        for second in _legal(first.setup)
+        if second.setting != first.setting
+    ]
+    both = [_improvement(setup, pair, limit, predict(pair.setup.run()), today) for pair in pairs]
+    return [x for x in both if limit.surely_fits(x.prediction)], found[order[0]]
+
+
+def _legal(setup: Setup) -> list[Option]:
+    return [option for option in options_of(setup) if option.edits and is_legal(setup, option)]
 
 
 def _improvement(

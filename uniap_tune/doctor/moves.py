@@ -171,12 +171,12 @@ def sharding(setup: MegatronSetup) -> Iterator[Option]:
 def sharded(setup: MegatronSetup, stage: int) -> Values:
     """Arguments of a ZeRO stage, overlapped if gradients are."""
     facts = setup.facts
-    values = _without((*_FSDP, "overlap-param-gather"))
+    values = _without(_FSDP)
     if facts.text("ckpt-format") == "fsdp_dtensor":
         values["ckpt-format"] = None
     values["use-distributed-optimizer"] = True if stage else None
-    if stage and facts.on("overlap-grad-reduce") and not setup.overlaps_itself:
-        values["overlap-param-gather"] = True
+    gathers = stage and facts.on("overlap-grad-reduce") and not setup.overlaps_itself
+    values["overlap-param-gather"] = True if gathers else None
     if stage > 1:
         values |= {"use-megatron-fsdp": True, "data-parallel-sharding-strategy": _SHARDING[stage]}
         values |= {"ckpt-format": "fsdp_dtensor", "no-gradient-accumulation-fusion": True}

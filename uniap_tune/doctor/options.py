@@ -14,12 +14,11 @@ from uniap_tune.space import divisors
 
 def options_of(setup: Setup, *settings: str) -> list[Option]:
     """The changes of a setup; those of some settings only, if these are given."""
+    found: Iterator[Option] = iter(())
     if isinstance(setup, MegatronSetup):
         found = moves(setup)
     elif isinstance(setup, DeepSpeedSetup):
         found = deepspeed_moves(setup)
-    else:
-        raise TypeError(f"no changes are known of {type(setup).__name__}")
     return [option for option in found if not settings or option.setting in settings]
 
 

@@ -72,6 +72,22 @@ class Option:
     setup: Setup
 
 
+def together(first: Option, second: Option) -> Option:
+    """Two options, the second made of the first one's setup, as one."""
+    again = {_subject(edit) for edit in second.edits}
+    kept = tuple(edit for edit in first.edits if _subject(edit) not in again)
+    return Option(
+        setting=" and ".join(sorted((first.setting, second.setting))), edits=kept + second.edits, setup=second.setup
+    )
+
+
+def _subject(edit: str) -> str:
+    """What an edit is about: ``--name``, the variable or the key."""
+    words = edit.split()
+    word = words[1] if words[0] in ("without", "unset") else words[0]
+    return word.removeprefix("--").partition("=")[0]
+
+
 # Settings that follow from others, and from which.
 _FOLLOWS = {"micro-batches": ("dp", "micro-batch"), "layers": ("pp", "vpp"), "sequence parallel": ("tp",)}
 # What people take for granted: shown only where it is otherwise.
