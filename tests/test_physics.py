@@ -38,7 +38,7 @@ def planned(
 
 def check_sound(found: Plan, num_layers: int, cluster: Cluster, batch: int) -> None:
     """Every layer on one stage, the memory within the limit, the devices used exactly."""
-    names = [name for stage in found.stages for name in stage.layers]
+    names = [name for interval in found.virtual_stage_layers() for name in interval]
     assert names == ["embedding", *(f"layers.{i}" for i in range(num_layers)), "head"]
     assert all(stage.layers for stage in found.stages)
     assert found.pp == len(found.stages)
@@ -60,6 +60,7 @@ CASES = [
     ("llama-3-70b", "4x8:h100", 128, "megatron"),
     ("mistral-7b", "2x4:a100-80gb", 32, "deepspeed"),
     ("qwen3-32b", "4x8:h100", 128, "megatron"),
+    ("qwen3-30b-a3b", "2x8:h100", 64, "megatron"),
 ]
 
 
@@ -150,8 +151,9 @@ def test_a_faster_device_is_faster() -> None:
 
 
 def test_the_free_target_is_the_best_under_its_own_prices() -> None:
-    from uniap_tune.planner import Request, restriction_prices, run
+    from uniap_tune.planner import Request, run
     from uniap_tune.strategy import Target
+    from uniap_tune.whatif import target_prices
 
     for cluster in ("1x8:a100-80gb", "1x8:a100-40gb"):
         request = Request(
@@ -160,7 +162,7 @@ def test_the_free_target_is_the_best_under_its_own_prices() -> None:
             job=Job(global_batch=128, seq_length=4096),
             target=Target.ANY,
         )
-        prices = restriction_prices(run(request), (Target.MEGATRON, Target.DEEPSPEED))
+        prices = target_prices(run(request), (Target.MEGATRON, Target.DEEPSPEED))
         assert all(price is not None and price >= -1e-4 for price in prices.values()), prices
 
 

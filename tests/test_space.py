@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.tiny import tiny, tiny_model
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.errors import InputError
-from uniap_tune.graph import LayerKind
+from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.space import KNOBS, Family, Knobs, Space, divisors, parse_knobs
-from uniap_tune.spec import Job, Recompute
+from uniap_tune.spec import Job, Moe, Recompute
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 
@@ -102,11 +102,57 @@ def test_strategies_are_sorted_simplest_first() -> None:
 def test_other_layers_never_recompute() -> None:
     (family,) = space(Target.ANY).families(2, 4)
     for kind in (LayerKind.EMBEDDING, LayerKind.HEAD):
-        chosen = family.strategies(kind)
+        chosen = family.strategies(LayerType(kind=kind))
         assert {s.recompute for s in chosen} == {Recompute.NONE}
         assert len(set(chosen)) == len(chosen)
         assert {replace(s, recompute=Recompute.NONE) for s in family.blocks} == set(chosen)
-    assert family.strategies(LayerKind.BLOCK) == family.blocks
+    assert family.strategies(LayerType(kind=LayerKind.BLOCK)) == family.blocks
+
+
+def test_interleaving_needs_micro_batches_in_multiples_of_the_stages() -> None:
+    for pp, c, family in everything(space(cluster="1x8:h100", batch=24)):
+        if family.virtual_stages > 1:
+            assert pp > 1
+            assert c % pp == 0
+            assert family.virtual_stages * pp <= 8  # 6 blocks, the embedding and the head
+    assert {f.virtual_stages for _, _, f in everything(space())} == {1, 2, 3, 4}
+    for target in (Target.DEEPSPEED, Target.ANY):
+        assert {f.virtual_stages for _, _, f in everything(space(target))} == {1}
+
+
+def test_virtual_stages_are_a_knob() -> None:
+    one = space(knobs=parse_knobs([], ["vpp=1"], []))
+    assert {f.virtual_stages for _, _, f in everything(one)} == {1}
+    two = space(knobs=parse_knobs(["vpp=2"], [], []))
+    assert {(pp > 1, f.virtual_stages) for pp, _, f in everything(two)} == {(True, 2)}
+
+
+def mixture(target: Target = Target.MEGATRON, **more: object) -> Space:
+    moe = Moe(num_experts=8, top_k=2, expert_ffn_size=512)
+    return space(target, model=replace(tiny_model(), moe=moe), **more)
+
+
+def test_experts_have_a_grid_of_their_own() -> None:
+    found = {(s.tp, s.ep, s.etp) for s in mixture().strategies(1)}
+    assert {(1, ep, 1) for ep in (1, 2, 4, 8)} <= found
+    assert (2, 4, 2) in found  # experts split as the rest
+    assert (2, 8, 1) in found  # whole experts over tensor-parallel ranks
+    assert (2, 8, 2) not in found  # 16 ranks
+    for target in Target:
+        for s in mixture(target).strategies(1):
+            assert s.num_devices % (s.ep * s.etp) == 0
+            assert s.ep == 1 or s.tp == 1 or s.sequence_parallel
+    assert {s.ep for s in mixture(Target.DEEPSPEED).strategies(1)} == {1}
+    fixed = mixture(knobs=parse_knobs(["ep=2"], [], ["etp=2"]))
+    assert {s.ep for s in fixed.strategies(1)} == {2}
+    assert {s.etp for s in fixed.strategies(1)} == {1, 4}
+    assert {s.ep for s in space().strategies(1)} == {1}  # no experts
+
+
+def test_layers_without_experts_do_not_choose_their_grid() -> None:
+    (family,) = mixture(Target.ANY).families(1, 2)
+    assert {s.ep for s in family.strategies(LayerType(kind=LayerKind.BLOCK, moe=True))} == {1, 2, 4, 8}
+    assert {s.ep for s in family.strategies(LayerType(kind=LayerKind.BLOCK))} == {1}
 
 
 def test_flash_attention_makes_selective_recompute_pointless() -> None:
@@ -181,7 +227,7 @@ def test_parse_knobs() -> None:
 
 
 BAD_KNOBS = [
-    *("tp", "tp=", "=8", "tp=x", "tp=-1", "tp=0", "tp=1.5", "tp=1e3", "tp=²", "ep=2", "zero=4", "zero=-1", "TP=8"),
+    *("tp", "tp=", "=8", "tp=x", "tp=-1", "tp=0", "tp=1.5", "tp=1e3", "tp=²", "xp=2", "ep=0", "zero=4", "zero=-1", "TP=8"),
     *("recompute=some", "recompute=", "tp=8=8", "tp= 8", "", "tp=" + "9" * 5000),
 ]
 

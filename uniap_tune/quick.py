@@ -4,41 +4,70 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.problem import MEMORY_SLACK
 from uniap_tune.space import Family
+from uniap_tune.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the bound is made of: seconds, and the bytes without which there is no plan."""
+
+    total_s: float
+    slowest_s: float
+    links_s: float
+    once_s: float
+    largest_layer: float
+    leanest_states: float
+
+
+class QuickBounds:
+    """Lower bounds on TPI for the families of one pricer; those differing only in virtual stages share their terms."""
+
+    def __init__(self, pricer: Pricer) -> None:
+        self._pricer = pricer
+        self._terms: dict[tuple[int, int, tuple[Strategy, ...]], _Terms] = {}
+
+    def __call__(self, pp: int, c: int, family: Family) -> float:
+        """Seconds; ``inf`` when the leanest states alone exceed all the memory there is."""
+        key = (pp, c, family.blocks)
+        terms = self._terms.get(key)
+        if terms is None:
+            terms = self._terms[key] = _terms(self._pricer, pp, c, family)
+        limit = self._pricer.limit_bytes * (1 + MEMORY_SLACK)
+        if terms.largest_layer > limit or terms.leanest_states > pp * limit:
+            return math.inf
+        v = family.virtual_stages
+        return (terms.total_s / v + terms.links_s + (c - 1 / v) * terms.slowest_s + terms.once_s) * (1 - 1e-12)
 
 
 def quick_bound(pricer: Pricer, pp: int, c: int, family: Family) -> float:
-    """A lower bound on TPI; ``inf`` when the leanest states alone exceed all the memory there is.
+    """The bound of one family."""
+    return QuickBounds(pricer)(pp, c, family)
 
-    Every layer at its fastest: the sum over stages is at least their sum, and the slowest stage is at least what
-    the best balance of identical blocks between an embedding and a head leaves.
-    """
+
+def _terms(pricer: Pricer, pp: int, c: int, family: Family) -> _Terms:
+    """Every layer at its fastest: the sum over stages is at least their sum, and the slowest stage is at least what
+    the best balance of identical blocks between an embedding and a head leaves."""
     counts = pricer.type_counts
     fastest: dict[LayerType, float] = {}
-    least_step = total_step = 0.0
-    leanest = 0.0
+    least_step = total_step = largest = leanest = 0.0
     for kind, count in counts.items():
         costs = [pricer.cost(kind, s, pp, c) for s in family.strategies(kind)]  # more virtual stages need no less
-        alone = [cost.static + cost.microbatch + cost.transient_bytes for cost in costs]
-        if min(alone) > pricer.limit_bytes * (1 + MEMORY_SLACK):
-            return math.inf
+        largest = max(largest, min(cost.static + cost.microbatch + cost.transient_bytes for cost in costs))
         fastest[kind] = min(cost.time for cost in costs)
         step = min(cost.step for cost in costs)
         least_step = max(least_step, step)
         total_step += count * step
         leanest += count * min(cost.static for cost in costs)
-    if leanest > pp * pricer.limit_bytes * (1 + MEMORY_SLACK):
-        return math.inf
     total = sum(fastest[kind] * count for kind, count in counts.items())
     slowest = _slowest_stage(fastest, counts, pp, total)
     links = (pp - 1) * pricer.least_send(pp, c, family)
-    v = family.virtual_stages
-    once = max(least_step, total_step / pp)
-    return (total / v + links + (c - 1 / v) * slowest + once) * (1 - 1e-12)
+    return _Terms(total, slowest, links, max(least_step, total_step / pp), largest, leanest)
 
 
 def _slowest_stage(fastest: dict[LayerType, float], counts: Counter[LayerType], pp: int, total: float) -> float:

@@ -24,7 +24,7 @@ from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
 from uniap_tune.interleave import leading_seconds, most_leading
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
-from uniap_tune.quick import quick_bound
+from uniap_tune.quick import QuickBounds
 from uniap_tune.solvers import Solve, solver_named
 from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
@@ -198,13 +198,14 @@ class Search:
 
     def _fill(self) -> None:
         count = 0
+        quick_bound = QuickBounds(self.pricer)
         for pp in self.space.pipeline_sizes():
             for c in self.space.microbatch_counts():
                 for number, family in enumerate(self.space.families(pp, c)):
                     count += 1
                     if count % self.share[1] != self.share[0]:
                         continue
-                    bound = quick_bound(self.pricer, pp, c, family)
+                    bound = quick_bound(pp, c, family)
                     entry = _Entry(bound, pp, c, number, int(family.leading), family, bound)
                     self.bounds.setdefault((pp, c), math.inf)
                     if math.isfinite(bound):
