@@ -192,6 +192,7 @@ def read_runtime(args: Fields) -> Runtime:
         fused_kernels=text(args, "transformer-impl") != "local",
         transformer_engine=text(args, "transformer-impl") != "local",
         gradient_fusion=not flag(args, "no-gradient-accumulation-fusion"),
+        loads_mask=not flag(args, "no-create-attention-mask-in-dataloader"),
         deterministic=bool(flag(args, "deterministic-mode")),
         grouped_experts=bool(flag(args, "moe-grouped-gemm")),
         narrow_parameters=bool(flag(args, "fp8-param-gather")),

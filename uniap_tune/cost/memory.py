@@ -167,8 +167,20 @@ class MemoryModel:
         border = self._width * tokens * model.hidden_size / sp
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
-        around = self._around_output(border) + self._extra(strategy, samples)
+        around = self._around_output(border) + self._extra(strategy, samples) + self._batch(strategy, samples)
+        if sp > 1:  # the output layer gathers the sequence into a buffer (tensor_parallel/layers.py, "mpu")
+            around += sp * border
         return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + around)
+
+    def _batch(self, strategy: Strategy, samples: int) -> float:
+        """The mask of a micro-batch from the data loader: a byte a pair of tokens of each sequence."""
+        if not self._runtime.loads_mask:
+            return 0.0
+        job = self._job
+        pairs = job.seq_length**2
+        if self._model.encoder_layers:
+            pairs += job.sequence(encoder=True) * (job.sequence(encoder=True) + job.seq_length)
+        return samples * pairs / strategy.cp
 
     def _around_output(self, border: float) -> float:
         """BERT's transform keeps what its activation function and its norm read, and the norm's output; the norm after

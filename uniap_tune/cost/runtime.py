@@ -44,6 +44,7 @@ class Runtime:
         pads_without_tp: the vocabulary is padded at tp 1 too.
         optimizer_instances: copies of the sharded optimizer states among the data-parallel ranks (Megatron's
             ``--num-distributed-optimizer-instances``).
+        loads_mask: the data loader makes an attention mask of every micro-batch (Megatron's default).
         deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
         gradient_fusion: weight gradients accumulate inside the GEMM; TransformerEngine then keeps a dummy gradient of
             every distinct weight, 2 bytes for each parameter of one layer.
@@ -66,6 +67,7 @@ class Runtime:
     vocab_multiple: int = 128
     pads_without_tp: bool = True
     optimizer_instances: int = 1
+    loads_mask: bool = False
     deterministic: bool = False
     gradient_fusion: bool = True
     transformer_engine: bool = True
