@@ -220,7 +220,8 @@ def deepspeed_values(settings: Settings, job: Job) -> dict[str, Any]:
         InputError: a setting DeepSpeed has no word for.
     """
     for name in _MEGATRON_ONLY:
-        if settings.count(name) > 1 or (name == "layers" and settings.layers):
+        said = {"layers": bool(settings.layers), "sp": settings.sequence_parallel is not None}
+        if settings.count(name) > 1 or said.get(name, False):
             raise InputError(f"--set {name}: DeepSpeed has no such setting", fix="leave it out, or --target megatron")
     values: dict[str, Any] = {"train_micro_batch_size_per_gpu": settings.count("mbs")}
     values["zero_optimization"] = {"stage": settings.zero}

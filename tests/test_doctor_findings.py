@@ -192,4 +192,4 @@ def test_the_number_of_microbatches_named_cuts_the_bubble(batch: int) -> None:
     enough, short = (case(megatron(batch=2 * count, pp="4", dp="2", zero="1")) for count in (needed, needed - 1))
     assert enough.breakdown.bubble <= 0.10 + 1e-3
     assert short.breakdown.bubble > 0.10 - 1e-3
-    assert f"{needed} would cut it" in (advice("large_bubble", sick.setup) or pytest.fail()).sentence
+    assert f"{needed} would cut it" in getattr(advice("large_bubble", sick.setup), "sentence", "")

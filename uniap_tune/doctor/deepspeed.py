@@ -102,7 +102,7 @@ class DeepSpeedSetup:
     @property
     def broken(self) -> tuple[tuple[str, str], ...]:
         """What DeepSpeed refuses, or accepts and does not do."""
-        found = []
+        found: list[tuple[str, str]] = []
         world, strategy = self.cluster.num_devices, self.tp * self.pp
         parts = self.parts or ((0,) * self.pp + (self.model.num_layers + 2,) if self.pp > 1 else ())
         layers = self.model.num_layers + 2
@@ -110,8 +110,8 @@ class DeepSpeedSetup:
         reason = broken_rule(case)
         if reason:
             found.append(("deepspeed_rule", reason))
-        elif world % strategy:
-            found.append(("grid_divides_world", f"tp({self.tp}) * pp({self.pp}) does not divide {world} devices"))
+        if world % strategy:
+            return tuple(found)  # that is the reason; nothing else can be said about a grid that is none
         samples = self.micro_batch * self.dp
         if self.job.global_batch % samples:
             text = f"a batch of {self.job.global_batch} is no multiple of micro-batch x dp = {samples}"
