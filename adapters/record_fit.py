@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from uniap_tune.accuracy import Measured
-from uniap_tune.predict import Prediction, Run, predict
+from uniap_tune.graph import build_graph
+from uniap_tune.predict import Prediction, Run, predict, uniform_chunks
+from uniap_tune.spec import Recompute
+from uniap_tune.strategy import Strategy
 
-from .record_fields import Fields, mapping
+from .record_fields import Fields, mapping, text
 from .record_megatron import full_recompute, leading_recompute
 from .record_stages import is_staged
 
@@ -25,6 +28,31 @@ def as_it_ran(run: Run, measured: Measured) -> tuple[Run, Prediction]:
     )
     again = predict(narrow)
     return (narrow, again) if again.fits else (run, prediction)
+
+
+def as_configured(record: Fields, run: Run) -> Run:
+    """The run without recomputation that only a configuration file states ("full (config ...)") and its model does
+    not need: one micro-batch of the whole model fits one GPU without it. All runs of a model are thus read alike,
+    as one script ran them."""
+    if "(config" not in text(record, "recompute").lower() or is_staged(record):
+        return run
+    strategy = run.chunks[0][0].strategy
+    samples = max(1, run.micro_batch // strategy.dp)
+    alone = replace(
+        run,
+        chunks=uniform_chunks([layer.type for layer in build_graph(run.model).layers], Strategy(), 1, 1),
+        pp=1,
+        micro_batch=samples,
+        num_microbatches=1,
+    )
+    if not predict(alone).fits:
+        return run
+    plain = tuple(
+        tuple(replace(part, strategy=replace(part.strategy, recompute=Recompute.NONE)) for part in chunk)
+        for chunk in run.chunks
+    )
+    note = "no recomputation: only a configuration file states it, and the model fits one GPU without"
+    return replace(run, chunks=plain, assumptions=(*run.assumptions, note))
 
 
 def states_no_recomputation(record: Fields) -> bool:

@@ -29,7 +29,7 @@ from uniap_tune.weights import parameter_count
 
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, names, required, text
-from .record_fit import as_it_ran, recomputed_to_fit, states_no_recomputation
+from .record_fit import as_configured, as_it_ran, recomputed_to_fit, states_no_recomputation
 from .record_layout import laid_out
 from .record_measured import read_measured
 from .record_megatron import leading_recompute, read_megatron_run
@@ -217,7 +217,7 @@ class _Reader:
         else:
             run = self._uniform(run, num_gpus, legacy)
             run = replace(run, offloaded_layers=count(self._settings, "cpu_offloading_num_layers", least=0) or 0)
-        return replace(run, exact=self._exact, assumptions=tuple(self._assumptions))
+        return as_configured(record, replace(run, exact=self._exact, assumptions=tuple(self._assumptions)))
 
     def _is_bridge(self) -> bool:
         """Whether the record is of Megatron-Bridge or NeMo, by its software or its source."""

@@ -165,7 +165,7 @@ def test_an_unknown_generation_has_the_widest_band():
 
 def test_tensor_parallelism_over_the_network_is_slower():
     inside, across = make(cluster=make_cluster(1)), make(cluster=make_cluster(2))
-    assert price(across, tp=16).forward_s["tp_comm"] > 1.5 * price(inside, tp=8).forward_s["tp_comm"]
+    assert price(across, tp=16).forward_s["tp_comm"] > 1.4 * price(inside, tp=8).forward_s["tp_comm"]
 
 
 def test_model_flops_are_six_per_parameter_and_token():

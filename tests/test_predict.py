@@ -263,3 +263,13 @@ def test_read_run_raises_only_errors_people_can_act_on():
     with pytest.raises(TuneError) as caught:
         read_run(record(gpu="GTX 280"))
     assert caught.value.fix
+
+
+def test_recomputation_of_a_configuration_file_is_believed_where_the_model_needs_it():
+    def configured(layers: int) -> list[str]:
+        model = {"hidden": 2048, "layers": layers, "heads": 16, "ffn": 8192, "vocab": 50257, "seq": 1024}
+        run = run_of(model=model, seq_length=None, tp=1, dp=8, mbs=8, recompute="full (config use_checkpoint=true)")
+        return sorted({str(part.strategy.recompute) for chunk in run.chunks for part in chunk})
+
+    assert configured(24) == ["none"]
+    assert configured(96) == ["full"]

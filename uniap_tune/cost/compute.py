@@ -28,7 +28,7 @@ _DROPOUT_BYTES = 5.0
 _CAST_FORWARD = 5.0
 _CAST_BACKWARD = 4.0
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
-_COLLECTIVE_LAUNCHES = 1.0
+_COLLECTIVE_LAUNCHES = 2.3
 _LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _HALF = (DType.FP16, DType.BF16)
