@@ -102,7 +102,7 @@ BAD_INPUTS: list[tuple[list[str], str]] = [
     (["gpt2", *CLUSTER, "--global-batch", "8", "--seq-length", "2048"], "1024 learned positions"),
     (["llama-2-7b", *CLUSTER, *JOB, "--fix", "pp=3"], "pp=3"),
     (["llama-2-7b", *CLUSTER, *JOB, "--fix", "tp=x"], "--fix tp=x"),
-    (["llama-2-7b", *CLUSTER, *JOB, "--max", "ep=2"], "--max xp=2"),
+    (["llama-2-7b", *CLUSTER, *JOB, "--max", "xp=2"], "--max xp=2"),
     (["llama-2-7b", *CLUSTER, *JOB, "--forbid", "recompute=never"], "--forbid recompute=never"),
     (["llama-2-7b", *CLUSTER, *JOB, "--memory-fraction", "0.01"], "--memory-fraction"),
     (["llama-2-7b", *CLUSTER, *JOB, "--precision", "fp8"], "fp8"),
