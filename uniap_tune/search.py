@@ -334,11 +334,12 @@ class Search:
 
         candidates = tuple(sorted(self.best.values(), key=rank))
         bound = min(self.bounds.values(), default=math.inf)
+        stopped |= self.options.deadline.is_over()  # inside a solver, perhaps the last one
         if candidates:
             status = Status.LIMIT if stopped and bound < best * (1 - TIE) else Status.OPTIMAL
             bound = min(bound, candidates[0].objective_s)
         else:
-            status = Status.LIMIT if stopped else Status.INFEASIBLE
+            status = Status.LIMIT if stopped and math.isfinite(bound) else Status.INFEASIBLE
         return SearchResult(status, candidates, bound, tuple(self._records()), self.options.solver)
 
     def _records(self) -> Iterator[PairRecord]:
