@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uniap_tune.adapters.cluster import describe
@@ -28,7 +28,7 @@ from uniap_tune.solvers import AUTO, COLUMNS, solve, solver_named
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Cluster, Job, Model, Position
 from uniap_tune.strategy import CAPABILITIES, Target
-from uniap_tune.targets import require_supported, unsupported
+from uniap_tune.targets import require_supported
 from uniap_tune.units import format_bytes
 
 # The gap a plan is proven to; within it the simulated step decides.
@@ -260,14 +260,14 @@ def certify(planning: Planning) -> dict[str, Any]:
     }
 
 
-def build(request: Request, *, priced_as: Target | None = None, prices: Pricer | None = None) -> tuple[Space, Pricer]:
-    """The search space of a request and the prices of its layers (those of another target's engine if asked).
+def build(request: Request, *, prices: Pricer | None = None) -> tuple[Space, Pricer]:
+    """The search space of a request and the prices of its layers.
 
-    ``prices`` are used again instead: those of a request with the same model, cluster, job and engine, whatever its
-    knobs and its memory limit.
+    ``prices`` are used instead: of a request with the same model, cluster and job, whatever its knobs and its memory
+    limit. Where its target is another, layers are priced as that target's engine runs them.
     """
-    engine = CAPABILITIES[priced_as or request.target]
     if prices is None:
+        engine = CAPABILITIES[request.target]
         costs = CostModel(request.model, request.cluster, request.job, engine, runtime=request.runtime)
         prices = Pricer(build_graph(request.model), costs, request.job.global_batch, math.inf)
     costs = prices.costs
@@ -354,32 +354,6 @@ def assumptions(request: Request) -> tuple[str, ...]:
     if request.model.moe is not None:
         notes.append("Experts are balanced.")
     return tuple(notes)
-
-
-def restriction_prices(
-    planning: Planning, targets: tuple[Target, ...], deadline: Deadline | None = None
-) -> Mapping[str, float | None]:
-    """For each target, how much longer (relative) its best plan takes than the one found, under the same prices.
-
-    ``None``: it has none, because none fits or it cannot train the model. Targets that time runs out for are left out.
-    """
-    deadline = deadline or Deadline()
-    request, best_s = planning.request, planning.plan.objective_s
-    slower: dict[str, float | None] = {}
-    knobs = request.knobs
-    if "cp" not in {*knobs.fix, *knobs.maximum}:  # compare within the space of the request, which left cp out
-        knobs = replace(knobs, maximum={**knobs.maximum, "cp": 1})
-    for target in targets:
-        if unsupported(request.model, request.job, target):
-            slower[str(target)] = None
-            continue
-        space, pricer = build(
-            replace(request, target=target, knobs=knobs), priced_as=request.target, prices=planning.prices
-        )
-        result = search(space, pricer, SearchOptions(deadline=deadline))
-        if result.status is not Status.LIMIT:
-            slower[str(target)] = result.candidates[0].objective_s / best_s - 1 if result.candidates else None
-    return slower
 
 
 def _plain(value: Any) -> Any:

@@ -91,9 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[str, float | None]]:
     from uniap_tune.deadline import Deadline
-    from uniap_tune.planner import RERANK_GAP, restriction_prices
+    from uniap_tune.planner import RERANK_GAP
     from uniap_tune.planner import run as run_planner
     from uniap_tune.strategy import Target
+    from uniap_tune.whatif import target_prices
 
     deadline = Deadline.after(args.time_limit)
     planning = run_planner(
@@ -108,7 +109,7 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
     prices: dict[str, float | None] = {}
     if request.target is Target.ANY and not deadline.is_over():
         others = (Target.MEGATRON, Target.DEEPSPEED)
-        prices = dict(restriction_prices(planning, others, deadline))
+        prices = dict(target_prices(planning, others, deadline))
     return planning, prices
 
 

@@ -1,0 +1,175 @@
+"""How much memory a better plan would need, and how little memory any plan needs: by solving again.
+
+The objective falls in steps as the memory limit rises; where the next step is, is found by bisection on the limit, with
+what one limit teaches kept for the others (:mod:`.epsilon`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from uniap_tune.deadline import Deadline, DeadlineError
+from uniap_tune.epsilon import EpsilonSearch
+from uniap_tune.explain import NOTABLE, Alternative, compare
+from uniap_tune.formulate import Pricer
+from uniap_tune.plan import Plan
+from uniap_tune.planner import Planning, Request, attempt, build
+from uniap_tune.problem import Status
+from uniap_tune.space import Space
+from uniap_tune.tradeoff import branch_of
+from uniap_tune.units import GIB
+
+# To how many bytes the least memory of a plan is found: half of the last digit that is shown.
+RESOLUTION_BYTES = 0.05 * GIB
+# A limit that no plan exceeds, as a multiple of a device's memory.
+_UNLIMITED = 1e6
+# The next plan must be better by this much, or by half of what unlimited memory gains where that is less.
+_WORTHWHILE = 0.01
+# So many better plans are looked at until one is better in the simulation, too.
+_TRIALS = 4
+# The first limit tried above one that is too small.
+_MORE = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStep:
+    """A better plan that more memory would allow.
+
+    Attributes:
+        limit_bytes: bytes of every device that must be usable for it.
+        other: the best plan with so much memory.
+        stages: its stages that exceed today's limit.
+    """
+
+    limit_bytes: float
+    other: Alternative
+    stages: tuple[int, ...]
+
+    @property
+    def gain(self) -> float:
+        """Relative gain, proven and in the simulation."""
+        return -max(self.other.slower, self.other.slower_proven)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrice:
+    """What more memory would buy; nothing where it does not bind.
+
+    Attributes:
+        following: the smallest limit that allows a notably better plan; ``None`` if only ``unlimited`` is.
+        unlimited: the best plan of all, and what it needs.
+    """
+
+    following: MemoryStep | None = None
+    unlimited: MemoryStep | None = None
+
+
+def memory_price(planning: Planning, deadline: Deadline | None = None) -> MemoryPrice | None:
+    """What more memory on every device would buy; ``None`` if time runs out."""
+    deadline = deadline or Deadline()
+    request, plan = planning.request, planning.plan
+    most = with_memory(request, _UNLIMITED * request.memory_limit_bytes)
+    free = attempt(most, prices=planning.prices, deadline=deadline)
+    if free.result.status is Status.LIMIT:
+        return None
+    unlimited = _step(free.plan, free.plan.peak_memory_bytes, plan)
+    if unlimited.gain <= NOTABLE:
+        return MemoryPrice()
+    try:
+        return MemoryPrice(_following(planning, unlimited, deadline), unlimited)
+    except DeadlineError:
+        return None
+
+
+def _following(planning: Planning, unlimited: MemoryStep, deadline: Deadline) -> MemoryStep | None:
+    """The first step of the objective that the simulation confirms."""
+    request, plan = planning.request, planning.plan
+    reserved = planning.prices.costs.reserved_bytes()
+    low, wanted = request.memory_limit_bytes - reserved, min(_WORTHWHILE, unlimited.gain / 2)
+    cutoff = plan.objective_s * (1 - wanted)
+    search = _all_problems(planning.space, planning.prices, deadline)
+    for _ in range(_TRIALS):
+        least = _least_bytes(search, low=low, guess=_MORE * low, cutoff=cutoff)
+        found = attempt(with_memory(request, least + reserved), prices=planning.prices, deadline=deadline)
+        if found.result.status is Status.LIMIT:
+            raise DeadlineError
+        step = _step(found.plan, least + reserved, plan)
+        if step.gain >= wanted:
+            return step
+        low, cutoff = least, found.plan.objective_s * (1 - wanted)
+        if cutoff < unlimited.other.plan.objective_s:
+            return None
+    return None
+
+
+def _step(other: Plan, limit_bytes: float, plan: Plan) -> MemoryStep:
+    over = tuple(i for i, stage in enumerate(other.stages) if stage.peak_bytes > plan.memory_limit_bytes)
+    return MemoryStep(limit_bytes, compare(other, plan), over)
+
+
+def leanest(request: Request, prices: Pricer, deadline: Deadline | None = None) -> Plan | None:
+    """The plan that needs least memory, for a request that none fits; its limit stays the request's.
+
+    ``None`` if there is none with all the memory in the world.
+
+    Raises:
+        DeadlineError: time ran out.
+    """
+    space, pricer = build(request, prices=prices)
+    reserved, deadline = pricer.costs.reserved_bytes(), deadline or Deadline()
+    search = _all_problems(space, pricer, deadline)
+    low, most = pricer.limit_bytes, _UNLIMITED * pricer.limit_bytes
+    if search.fastest(most) is None:
+        return None
+    least = _least_bytes(search, low=low, guess=min(most, max(low, search.least_bytes() * (1 + 1e-9))))
+    found = attempt(with_memory(request, least + reserved), prices=prices, deadline=deadline)
+    if not found.plans:
+        raise DeadlineError
+    return replace(found.plan, memory_limit_bytes=request.memory_limit_bytes)
+
+
+def with_memory(request: Request, limit_bytes: float) -> Request:
+    """The same request with so many bytes of every device usable."""
+    return replace(request, memory_fraction=limit_bytes / request.cluster.device.memory_bytes)
+
+
+def _all_problems(space: Space, prices: Pricer, deadline: Deadline) -> EpsilonSearch:
+    free = prices.with_limit(_UNLIMITED * prices.limit_bytes)
+    return EpsilonSearch(
+        [
+            branch_of(space, free, pp, c, family)
+            for pp in space.pipeline_sizes()
+            for c in space.microbatch_counts()
+            for family in space.families(pp, c)
+        ],
+        deadline=deadline,
+    )
+
+
+def _least_bytes(search: EpsilonSearch, *, low: float, guess: float, cutoff: float = math.inf) -> float:
+    """Bytes for layers of a device: the peak of a plan with an objective of at most ``cutoff`` seconds.
+
+    With :data:`RESOLUTION_BYTES` less there is none.
+
+    Args:
+        search: every problem of the space; some plan in it must be good enough.
+        low: a limit at which there is no such plan.
+        guess: a limit at which there may be one.
+        cutoff: seconds.
+
+    Raises:
+        DeadlineError: time ran out.
+    """
+    high, limit = math.inf, guess
+    while high - low > RESOLUTION_BYTES:
+        found = search.fastest(limit, cutoff)
+        if found is not None:
+            high = min(high, found.peak_bytes)
+            limit = (low + high) / 2
+        elif math.isinf(high):
+            low, limit = limit, limit + 2 * (limit - low) if limit > low else _MORE * limit
+        else:
+            low = limit
+            limit = (low + high) / 2
+    return high
