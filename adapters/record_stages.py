@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType, block_type
@@ -17,6 +18,9 @@ from .record_fields import Fields, SkippedRecordError, counts, mapping, required
 _STRATEGY_LENGTH = 10
 # Operators an Aceso block is cut into: its 13-operator GPT layer (layer norms, projections, attention, dropouts).
 _OPERATORS_PER_BLOCK = 13
+# Those of the attention core (scores, softmax, dropout, context), which hold most of a block's memory; that they are
+# the first to be recomputed is [Empirical], from the measured stages.
+_CORE_OPERATORS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ def _partitioned(plan: Fields, model: Model) -> Staged:
         raise InputError(f"record's stages have {sum(layers)} of {model.num_layers} layers", fix="correct the lists")
     chunks, first = [], 0
     for stage, (size, full) in enumerate(zip(layers, recomputed, strict=True)):
-        chunks.append(_stage(model, strategies[stage][0], float(size), float(full), first, stage, len(layers)))
+        counts_of = {Recompute.FULL: min(full, size), Recompute.NONE: max(0, size - full)}
+        chunks.append(_stage(model, strategies[stage][0], counts_of, first, stage, len(layers)))
         first += size
     return Staged(len(layers), tuple(chunks), strategies[0][1] * strategies[0][0].dp)
 
@@ -81,7 +86,8 @@ def _strategy(row: object) -> tuple[Strategy, int]:
 
 
 def _by_operators(record: Fields, model: Model) -> Staged:
-    """Stages as numbers of operators: blocks and recomputed blocks in proportion."""
+    """Stages as numbers of operators: blocks in proportion; recomputed ones fill the attention cores of blocks, then
+    whole blocks."""
     operators = counts(record, "ops_per_stage", least=1) or []
     recomputed = counts(record, "recompute_ops_per_stage") or [0] * len(operators)
     tp = counts(record, "tp_per_stage", least=1) or [1] * len(operators)
@@ -93,25 +99,26 @@ def _by_operators(record: Fields, model: Model) -> Staged:
     first = 0.0
     for stage, (size, full) in enumerate(zip(operators, recomputed, strict=True)):
         blocks = model.num_layers * size / sum(operators)
-        share = min(blocks, full / _OPERATORS_PER_BLOCK)
+        whole = min(blocks, max(0.0, full - _CORE_OPERATORS * blocks) / (_OPERATORS_PER_BLOCK - _CORE_OPERATORS))
+        cores = min(blocks, full / _CORE_OPERATORS) - whole
+        counts_of = {Recompute.FULL: whole, Recompute.SELECTIVE: cores, Recompute.NONE: blocks - whole - cores}
         strategy = Strategy(tp=tp[stage], dp=dp[stage])
-        chunks.append(_stage(model, strategy, blocks, share, int(first), stage, len(operators)))
+        chunks.append(_stage(model, strategy, counts_of, int(first), stage, len(operators)))
         first += blocks
-    return Staged(len(operators), tuple(chunks), mbs * max(dp), "recomputed operators counted in whole blocks")
+    return Staged(len(operators), tuple(chunks), mbs * max(dp), "recomputed operators taken for attention cores")
 
 
 def _stage(
-    model: Model, strategy: Strategy, blocks: float, recomputed: float, first: int, stage: int, stages: int
+    model: Model, strategy: Strategy, blocks: Mapping[Recompute, float], first: int, stage: int, stages: int
 ) -> tuple[Layers, ...]:
+    """The layers of a stage: ``blocks`` of each recomputation."""
     block = block_type(model, min(first, model.num_layers - 1))
-    full = Strategy(tp=strategy.tp, dp=strategy.dp, zero=strategy.zero, recompute=Recompute.FULL)
     parts = []
     if stage == 0:
         parts.append(Layers(type=LayerType(kind=LayerKind.EMBEDDING), strategy=strategy))
-    if recomputed > 0:
-        parts.append(Layers(type=block, strategy=full, count=min(recomputed, blocks)))
-    if blocks > recomputed:
-        parts.append(Layers(type=block, strategy=strategy, count=blocks - recomputed))
+    for recompute, count in blocks.items():
+        if count > 0:
+            parts.append(Layers(type=block, strategy=replace(strategy, recompute=recompute), count=count))
     if stage == stages - 1:
         parts.append(Layers(type=LayerType(kind=LayerKind.HEAD), strategy=strategy))
     return tuple(parts)

@@ -378,7 +378,9 @@ class _Reader:
         if any(word in words for word in _PYTORCH_WORDS):
             return PYTORCH_FSDP
         if legacy:
-            return MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
+            engine = MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
+            # a planner that cuts between operators keeps what each of them hands on
+            return replace(engine, keeps_scores=self._record.get("ops_per_stage") is not None)
         # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
         graphs = whole and implementation != "none"
         return Runtime(cuda_graphs=graphs, loss_bytes=4.0, narrow_parameters=self._is_bridge())

@@ -30,6 +30,11 @@ class Measured:
     peak_bytes: float | None = None
     peak_bytes_per_stage: tuple[float, ...] | None = None
 
+    @property
+    def anything(self) -> bool:
+        """Whether the record measured something, and so ran."""
+        return self != Measured()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -253,7 +258,7 @@ def summarize(cases: Sequence[Case]) -> Mapping[str, object]:
         "ranking": ranking(once),
     }
     parts.update({name: score.as_dict() for name, score in scores.items() if score is not None})
-    checked = [case for case in once if case.measured.peak_bytes is not None or case.measured.peak_bytes_per_stage]
-    if checked:  # whatever was measured did fit
-        parts["called_unfit"] = sum(not case.prediction.fits for case in checked) / len(checked)
+    ran = [case for case in once if case.measured.anything]
+    if ran:  # whatever was measured did fit
+        parts["called_unfit"] = sum(not case.prediction.fits for case in ran) / len(ran)
     return parts

@@ -75,14 +75,18 @@ class ActivationModel:
         model: what is trained.
         job: how.
         attention_copies: fused attention keeps a copy of its output in the order of the layer.
+        keeps_scores: unfused attention keeps its scores too.
     """
 
-    def __init__(self, model: Model, job: Job, *, attention_copies: bool) -> None:
+    def __init__(self, model: Model, job: Job, *, attention_copies: bool, keeps_scores: bool = False) -> None:
         self._model = model
         self._job = job
         self._width = float(job.precision.param_bytes)
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
+        self._matrices = self._width * (2 if keeps_scores else 1)
+        if model.attention_dropout:
+            self._matrices += self._width + 1  # its output and its mask
 
     def block(self, layer: LayerType, strategy: Strategy, samples: int) -> Tensors:
         """The tensors of one block for one micro-batch on one rank."""
@@ -171,8 +175,7 @@ class ActivationModel:
         if self._job.flash_attention:
             copies = self._width * heads * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
             return 4 * heads * rows + copies  # fp32 log-sum-exp
-        matrices = self._width + (self._width + 1 if model.attention_dropout else 0)
-        return matrices * heads * rows * seq
+        return self._matrices * heads * rows * seq
 
     def _experts(self, moe: Moe, tokens: float, strategy: Strategy) -> tuple[float, float, float]:
         """Routed tokens as experts read them, the activation function's input and output; shared experts.

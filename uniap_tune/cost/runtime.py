@@ -48,6 +48,7 @@ class Runtime:
         deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
         gradient_fusion: weight gradients accumulate inside the GEMM; TransformerEngine then keeps a dummy gradient of
             every distinct weight, 2 bytes for each parameter of one layer.
+        keeps_scores: unfused attention keeps its scores beside their softmax, as separate operators do.
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
             one s x s buffer for its matrix products.
     """
@@ -71,6 +72,7 @@ class Runtime:
     deterministic: bool = False
     gradient_fusion: bool = True
     transformer_engine: bool = True
+    keeps_scores: bool = False
 
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
         """Rows of the embedding table over all ranks: padded to ``vocab_multiple * tp``."""
