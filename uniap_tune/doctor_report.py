@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -38,7 +39,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     word, style = _verdict(diagnosis)
     title = Text(f"{setup.model.name} on {setup.cluster.name} with {setup.engine}: ", style="bold")
     out.print(title + Text(word, style=f"bold {style}"))
-    out.print(", ".join(f"{name} {value}" for name, value in shown_settings(setup).items()))
+    out.print(textwrap.fill(", ".join(f"{name} {value}" for name, value in shown_settings(setup).items()), out.width))
     out.print()
     if diagnosis.breakdown is not None:
         _memory(out, diagnosis, diagnosis.breakdown)
@@ -121,7 +122,8 @@ def _time(out: Console, breakdown: Breakdown) -> None:
 
 def _finding_text(item: Finding, diagnosis: Diagnosis) -> str:
     first = item.sentence.partition(" ")[0]
-    text = (item.sentence.capitalize()[0] if first.isalpha() else item.sentence[0]) + item.sentence[1:] + "."
+    is_name = first.startswith("-") or "." in first or "_" in first
+    text = (item.sentence if is_name else item.sentence[0].upper() + item.sentence[1:]) + "."
     if not item.edits:
         return text
     brings = _brings(item, diagnosis)
