@@ -230,6 +230,20 @@ def test_damaged_records_give_a_reason_never_a_crash():
                 "stage_strategies": [[1, 4, 1, 0, 0, 1, 0.0, 0.0, 0.0, 0.0]] * 2,
             }
         ),
+        {**megatron_record(), "test": "bert/case"},
+        {**megatron_record(encoder_num_layers=4, encoder_seq_length=512), "test": "t5/case"},
+        record(
+            model={
+                **LLAMA,
+                "num_experts": 8,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 512,
+                "kv_lora_rank": 64,
+            },
+            recompute="selective:moe_act",
+            settings={"pp_layout": "Et*32L"},
+            source="NeMo",
+        ),
         record(ops_per_stage=[200, 216], recompute_ops_per_stage=[26, 0], tp_per_stage=[4, 4], dp_per_stage=[1, 1]),
     ]
     for _ in range(1500):
