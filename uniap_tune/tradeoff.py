@@ -1,7 +1,6 @@
-"""One job's plans to choose from: step time against memory, and against the number of devices.
+"""One job's plans to choose from, and step time against memory: the points of :mod:`uniap_tune.frontier` as plans.
 
-Against memory the points are those of :mod:`uniap_tune.frontier`, proven in TPI. Against devices each point is the plan
-that ``plan`` finds on so many. Every point is a full plan of a request of its own, which can be rendered.
+Every point is a full plan of a request of its own, with its peak as the memory limit, which can be rendered.
 """
 
 from __future__ import annotations
@@ -14,24 +13,20 @@ from enum import StrEnum
 from uniap_tune.assemble import assemble
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.epsilon import Branch, EpsilonSearch, Found
-from uniap_tune.errors import InputError, StoppedError
+from uniap_tune.errors import StoppedError
 from uniap_tune.formulate import Pricer
-from uniap_tune.frontier import Frontier, leanest_point
+from uniap_tune.frontier import Frontier, fastest_point, leanest_point
 from uniap_tune.interleave import most_leading
 from uniap_tune.lean import least_bytes, recompute_seconds
 from uniap_tune.plan import Plan
-from uniap_tune.planner import Request, assumptions, attempt, build, infeasible, validate
+from uniap_tune.planner import Request, assumptions, build, infeasible, validate
 from uniap_tune.problem import Problem, Status
 from uniap_tune.quick import quick_bound
 from uniap_tune.search import Candidate
 from uniap_tune.space import Family, Space
-from uniap_tune.spec import Cluster
 from uniap_tune.ties import simplify
-from uniap_tune.units import format_bytes
 
 _SECONDS_PER_HOUR = 3600.0
-# Up to so many nodes every number is tried by default; beyond, powers of two and three times powers of two.
-_EVERY_NODE_UP_TO = 4
 
 
 class Axis(StrEnum):
@@ -39,6 +34,20 @@ class Axis(StrEnum):
 
     MEMORY = "memory"
     DEVICES = "devices"
+
+
+class Goal(StrEnum):
+    """Which one plan is wanted."""
+
+    MIN_TIME = "min-time"
+    MIN_MEMORY = "min-memory"
+    MIN_DEVICES = "min-devices"
+    MIN_COST = "min-cost"
+
+    @property
+    def axis(self) -> Axis:
+        """The axis it chooses on."""
+        return Axis.DEVICES if self in (Goal.MIN_DEVICES, Goal.MIN_COST) else Axis.MEMORY
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -77,6 +86,7 @@ class Tradeoff:
         complete: there are no others (against devices: every number asked for was decided).
         stopped: the time ran out, or Ctrl-C.
         left_out: numbers of devices without a plan, and why.
+        goal, chosen: what was wanted, and which point it is.
     """
 
     request: Request
@@ -85,6 +95,8 @@ class Tradeoff:
     complete: bool
     stopped: bool = False
     left_out: tuple[tuple[int, str], ...] = ()
+    goal: Goal | None = None
+    chosen: int | None = None
 
 
 # Told of the number of points, whenever there is one more.
@@ -125,22 +137,24 @@ def against_memory(
     return Tradeoff(
         request=request,
         axis=Axis.MEMORY,
-        points=_marked(points, lambda point: point.plan.peak_memory_bytes),
+        points=marked(points, lambda point: point.plan.peak_memory_bytes),
         complete=frontier.complete,
         stopped=stopped,
     )
 
 
-def leanest(request: Request, *, deadline: Deadline | None = None) -> Point:
-    """The plan with the least peak, and of those the fastest; raises as :func:`against_memory` does."""
+def end_of_frontier(request: Request, goal: Goal, deadline: Deadline | None) -> Tradeoff:
+    """The first point of the frontier, or the last."""
     job = _MemoryJob(request, deadline)
+    end = leanest_point if goal is Goal.MIN_MEMORY else fastest_point
     try:
-        found = leanest_point(job.search, job.prices.limit_bytes)
+        found = end(job.search, job.prices.limit_bytes)
     except (DeadlineError, KeyboardInterrupt):
         raise job.nothing(stopped=True) from None
     if found is None:
         raise job.nothing(stopped=False)
-    return job.point(found)
+    points = (job.point(found),)
+    return Tradeoff(request=request, axis=Axis.MEMORY, points=points, complete=False, goal=goal, chosen=0)
 
 
 class _MemoryJob:
@@ -213,103 +227,7 @@ def branch_of(space: Space, prices: Pricer, pp: int, c: int, family: Family) -> 
     return Branch(problem, leading_floor, least, first=1, last=max(1, last))
 
 
-# -- against devices -----------------------------------------------------------------------------------------------
-
-
-def against_devices(
-    request: Request,
-    counts: Sequence[int],
-    *,
-    enough: Callable[[Point], bool] | None = None,
-    deadline: Deadline | None = None,
-    notify: Notify | None = None,
-) -> Tradeoff:
-    """The plan of the request on each number of devices.
-
-    Args:
-        request: the job, on the largest cluster.
-        counts: numbers of devices, of :func:`device_counts`.
-        enough: where given, nothing larger is tried once this holds for a point.
-        deadline: when to stop with the points found so far.
-        notify: told of every point.
-
-    Raises:
-        InputError: a number of devices that is no part of the cluster, or a job that can be planned on none of them.
-    """
-    deadline = deadline or Deadline()
-    points: list[Point] = []
-    left_out: list[tuple[int, str]] = []
-    stopped = False
-    refusal: InputError | None = None
-    for count in sorted(counts):
-        part = replace(request, cluster=part_of(request.cluster, count))
-        try:
-            planning = attempt(part, deadline=deadline)
-        except InputError as error:  # no degrees for this number of devices, or nothing left of their memory
-            left_out.append((count, error.what))
-            refusal = error
-            continue
-        except KeyboardInterrupt:
-            stopped = True
-            break
-        if planning.plans:
-            points.append(Point(request=part, plan=planning.plan))
-            if notify is not None:
-                notify(len(points))
-        if planning.result.status is Status.LIMIT:
-            stopped = True
-            break
-        if planning.result.status is Status.INFEASIBLE:
-            left_out.append((count, f"nothing fits in {format_bytes(part.memory_limit_bytes)} a device"))
-        if planning.plans and enough is not None and enough(points[-1]):
-            break
-    if refusal is not None and len(left_out) == len(counts) and all(why == refusal.what for _, why in left_out):
-        raise refusal
-    return Tradeoff(
-        request=request,
-        axis=Axis.DEVICES,
-        points=_marked(points, lambda point: point.devices),
-        complete=not stopped,
-        stopped=stopped,
-        left_out=tuple(left_out),
-    )
-
-
-def device_counts(cluster: Cluster, *, every: bool = False) -> list[int]:
-    """Numbers of devices worth trying: parts of one node, then numbers of whole nodes.
-
-    Parts of a node are powers of two. Numbers of nodes are all up to 4, then powers of two and three times powers of
-    two; with ``every`` all of them. The whole cluster is always one.
-    """
-    node = cluster.devices_per_node
-    counts = {1 << power for power in range(node.bit_length()) if 1 << power < node}
-    few = {nodes << power for power in range(cluster.num_nodes.bit_length()) for nodes in (1, 3)}
-    nodes = range(1, cluster.num_nodes + 1)
-    counts |= {n * node for n in nodes if every or n <= _EVERY_NODE_UP_TO or n in few}
-    return sorted(counts | {cluster.num_devices})
-
-
-def part_of(cluster: Cluster, count: int) -> Cluster:
-    """So many devices of a cluster: whole nodes, or a part of one.
-
-    Raises:
-        InputError: it has no such part.
-    """
-    node = cluster.devices_per_node
-    if count == cluster.num_devices:
-        return cluster
-    if not 0 < count < cluster.num_devices or (count > node and count % node):
-        raise InputError(
-            f"{count} devices: no part of {cluster.name}",
-            why=f"it has {cluster.num_nodes} nodes of {node} devices; a part is one node's, or whole nodes",
-            fix=f"give numbers up to {node}, or multiples of {node} up to {cluster.num_devices}",
-        )
-    size = min(node, count)
-    name = f"{count // size}x{size}:{cluster.device.name}"
-    return replace(cluster, name=name, num_nodes=count // size, devices_per_node=size)
-
-
-def _marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
+def marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
     """The points, those marked that another beats in simulated step time and in size."""
     marked = []
     for point in points:
