@@ -16,8 +16,6 @@ from uniap_tune.tuning import PRICEABLE
 # Values to give arguments; ``None`` takes an argument out.
 Values = Mapping[str, str | bool | None]
 
-_FUSED_LOSS = ("cross-entropy-loss-fusion", "cross-entropy-fusion-impl")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MegatronSetup:
@@ -95,7 +93,6 @@ class MegatronSetup:
         found["recompute"] = _recompute(facts)
         found["layers"] = _split(facts)
         found["overlap"] = self._overlap(facts)
-        found["loss"] = "fused" if facts.on(_FUSED_LOSS[0]) else "plain"
         return found
 
     def _overlap(self, facts: MegatronFacts) -> str:
@@ -127,8 +124,6 @@ class MegatronSetup:
         if environment:
             merged = {**self.recipe.environment, **environment}
             recipe = replace(recipe, environment={name: value for name, value in merged.items() if value is not None})
-        if _FUSED_LOSS[0] in wanted:
-            recipe = replace(recipe, runtime=replace(recipe.runtime, loss_bytes=4.0))  # see read_runtime
         edits = [f"--{name}" if value is True else f"--{name} {value}" for name, value in wanted.items()]
         edits += [f"without --{name}" for name in removed]
         edits += [f"unset {name}" if value is None else f"{name}={value}" for name, value in environment.items()]

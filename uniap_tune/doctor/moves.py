@@ -50,7 +50,6 @@ def moves(setup: MegatronSetup) -> Iterator[Option]:
     yield from virtual_stages(setup)
     yield from balanced(setup)
     yield from experts(setup)
-    yield from fused_loss(setup)
 
 
 def chunks_of(facts: MegatronFacts) -> tuple[int, ...]:
@@ -254,9 +253,3 @@ def experts(setup: MegatronSetup) -> Iterator[Option]:
         yield setup.changed("etp", {_DEGREES["etp"]: "1"})
         if devices % (facts.ep * facts.etp) == 0 and moe.num_experts % (facts.ep * facts.etp) == 0:
             yield setup.changed("ep/etp", {_DEGREES["ep"]: str(facts.ep * facts.etp), _DEGREES["etp"]: "1"})
-
-
-def fused_loss(setup: MegatronSetup) -> Iterator[Option]:
-    """TransformerEngine's loss, which keeps the logits once."""
-    if setup.recipe.runtime.transformer_engine and setup.recipe.runtime.loss_bytes > 4:
-        yield setup.changed("loss", {"cross-entropy-loss-fusion": True, "cross-entropy-fusion-impl": "te"})

@@ -91,7 +91,7 @@ def _subject(edit: str) -> str:
 # Settings that follow from others, and from which.
 _FOLLOWS = {"micro-batches": ("dp", "micro-batch"), "layers": ("pp", "vpp"), "sequence parallel": ("tp",)}
 # What people take for granted: shown only where it is otherwise.
-_USUAL = {"cp": "1", "ep": "1", "etp": "1", "vpp": "1", "loss": "plain", "offload": "none"}
+_USUAL = {"cp": "1", "ep": "1", "etp": "1", "vpp": "1", "offload": "none"}
 
 
 def difference(before: Setup, after: Setup) -> str:
