@@ -22,7 +22,18 @@ FOLDERS = {"uniap_tune": "uniap_tune", "adapters": "uniap_tune.adapters", "templ
 # From the bottom up. A name stands for the module, or the package with all that is in it, without "uniap_tune.".
 # Entries of one line are independent of each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "data", "schedule", "deadline", "templates", "mcore", "megatron_layout", "megatron_versions"),
+    (
+        "errors",
+        "units",
+        "data",
+        "schedule",
+        "deadline",
+        "templates",
+        "mcore",
+        "megatron_layout",
+        "megatron_versions",
+        "prose",
+    ),
     ("megatron_facts",),
     ("megatron_rule",),
     ("megatron_states",),
@@ -56,7 +67,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("whatif", "sensitivity"),
     ("reasons",),
     ("doctor",),
-    ("doctor_report", "frontier_report"),
+    ("doctor_report", "frontier_report", "explain_report"),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),
@@ -69,7 +80,7 @@ OUTSIDE: dict[str, set[str] | None] = {
     "psutil": None,
     "pulp": {"milp"},
     "highspy": {"milp"},
-    "rich": {"report", "doctor_report", "frontier_report"},
+    "rich": {"report", "doctor_report", "frontier_report", "explain_report"},
     "jinja2": {"render"},
     "yaml": {"adapters", "render"},
     "deepspeed": {"deepspeed", "commands"},

@@ -16,7 +16,7 @@ from uniap_tune import __version__
 from uniap_tune.errors import ExitCode, TuneError, message
 
 # In the order of --help.
-_COMMANDS = ("plan", "tune", "doctor", "solve", "predict", "accuracy", "deepspeed")
+_COMMANDS = ("plan", "explain", "frontier", "tune", "doctor", "solve", "predict", "accuracy", "deepspeed")
 
 _EPILOG = """exit codes: 0 ok, 1 internal error, 2 bad input, 3 no plan fits, 4 out of memory predicted,
 5 stopped without a plan, 6 drift. Data goes to stdout, everything else to stderr."""

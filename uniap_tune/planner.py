@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from uniap_tune.adapters.cluster import describe
+from uniap_tune.adapters.plan_json import PlanFile
 from uniap_tune.assemble import assemble
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import Runtime
@@ -25,7 +26,7 @@ from uniap_tune.relax import memory_needed, relaxations
 from uniap_tune.search import Candidate, Progress, SearchOptions, SearchResult, search
 from uniap_tune.simulate import recompute
 from uniap_tune.solvers import AUTO, COLUMNS, solve, solver_named
-from uniap_tune.space import Knobs, Space
+from uniap_tune.space import Knobs, Space, parse_knobs
 from uniap_tune.spec import Cluster, Job, Model, Position
 from uniap_tune.strategy import CAPABILITIES, Target
 from uniap_tune.targets import require_supported
@@ -120,6 +121,25 @@ def plan(
         memory_fraction=memory_fraction,
     )
     return run(request, deadline=Deadline.after(time_limit)).plan
+
+
+def request_of(found: PlanFile, where: str) -> Request:
+    """The request that a written plan was made from; ``where`` names its file.
+
+    Raises:
+        InputError: its inputs are not complete, or were changed by hand to something else.
+    """
+    inputs, memory = found.plan.inputs, found.cluster.device.memory_bytes
+    try:
+        fix, maximum = ([f"{knob}={value}" for knob, value in inputs[name].items()] for name in ("fix", "max"))
+        knobs, limit = parse_knobs(fix, maximum, list(inputs["forbid"])), float(inputs["memory_limit_bytes"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: inputs is not what a plan was made from: {type(error).__name__}: {error}",
+            fix="write the plan again with `uniap-tune plan … -o DIR`",
+        ) from None
+    usual = Request(model=found.model, cluster=found.cluster, job=found.job, target=found.plan.target, knobs=knobs)
+    return usual if usual.memory_limit_bytes == limit else replace(usual, memory_fraction=limit / memory)
 
 
 def run(

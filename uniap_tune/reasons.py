@@ -24,7 +24,7 @@ class Explanation:
         planning: the plan, and the next best as its second.
         memory: what more memory would buy.
         runner_up: the second best plan; ``None`` if no other fits.
-        other_grid: the best plan with other parallel degrees.
+        other_grid: the best plan with other parallel degrees; it may be the runner-up.
         why_not: the answers to what was asked.
         restrictions: what each --fix, --max and --forbid costs.
         targets: for ``any``, what the restriction to an engine costs, relative; ``None`` if it cannot.
@@ -101,7 +101,7 @@ def explain(
     say("more memory")
     memory = memory_price(planning, deadline)
     say("other degrees")
-    grid_s = other_grid(planning, deadline)
+    another = other_grid(planning, deadline)
     say("restrictions")
     restrictions = restriction_costs(planning, deadline)
     targets: Mapping[str, float | None] = {}
@@ -111,14 +111,21 @@ def explain(
     return Explanation(
         planning=planning,
         memory=memory,
-        runner_up=compare(planning.plans[1], planning.plan) if len(planning.plans) > 1 else None,
-        other_grid=grid_s,
+        runner_up=_runner_up(planning, another),
+        other_grid=another,
         why_not=tuple(questions),
         restrictions=restrictions,
         targets=targets,
         sensitivities=sensitivities(planning, deadline),
         is_complete=not deadline.is_over(),
     )
+
+
+def _runner_up(planning: Planning, other_grid: Alternative | None) -> Alternative | None:
+    """The second best: where layers differ, plans of one (pp, micro-batches) count once, and another grid may be it."""
+    found = [compare(other, planning.plan) for other in planning.plans[1:2]]
+    found += [other_grid] if other_grid is not None else []
+    return min(found, key=lambda other: other.slower_proven, default=None)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARA
 from uniap_tune.explain import Binding, bubble_fraction, grid, summarize_strategies, time_shares
 from uniap_tune.plan import Plan, Stage
 from uniap_tune.planner import Planning
+from uniap_tune.prose import wrap
 from uniap_tune.units import GIB, format_count, format_percent, format_seconds
 
 _WIDTH = 80
+_LABEL = 13
 _MOST_STAGES = 16
 _MEMORY_COLUMNS = {PARAMETERS: "par", GRADIENTS: "grad", OPTIMIZER_STATES: "opt", ACTIVATIONS: "act"}
 
@@ -42,38 +44,51 @@ def print_planning(
     """The answer of ``plan``: verdict, stages, what binds, the runner-up, what is left out, what to do next."""
     out = console()
     plan = planning.plan
-    _verdict(out, planning)
+    print_verdict(out, planning)
     _stage_table(out, plan)
-    _sentence(out, "Time", _time_sentence(plan))
+    print_sentence(out, "Time", _time_sentence(plan))
     if binding is not None:
-        _sentence(out, "Binds", binding.sentence)
+        print_sentence(out, "Binds", binding.sentence)
     for number, other in enumerate(planning.plans[1 : max(2, shown)], start=2):
         label = "Runner-up" if number == 2 else f"No. {number}"
-        _sentence(out, label, f"{_slower(other, plan)}: {grid(other)}")
+        print_sentence(out, label, f"{_slower(other, plan)}: {grid(other)}")
     if len(planning.plans) == 1:
         finished = plan.status == "optimal"
-        _sentence(out, "Runner-up", "none: no other configuration fits" if finished else "not found in the time given")
+        print_sentence(
+            out, "Runner-up", "none: no other configuration fits" if finished else "not found in the time given"
+        )
     for target, price in prices.items():
         cost = "cannot run this model in this memory" if price is None else f"{format_percent(price)} slower at best"
-        _sentence(out, target.capitalize(), cost)
-    _sentence(out, "Proof", _proof(planning))
-    _sentence(out, "Not modelled", " ".join(plan.assumptions))
+        print_sentence(out, target.capitalize(), cost)
+    print_sentence(out, "Proof", _proof(planning))
+    print_sentence(out, "Not modelled", " ".join(plan.assumptions))
     if output is not None:
-        _sentence(out, "Written", f"{output}/")
-    _sentence(out, "Next", next_command)
+        print_sentence(out, "Written", f"{output}/")
+    print_sentence(out, "Next", next_command)
 
 
-def _verdict(out: Console, planning: Planning) -> None:
+def print_verdict(out: Console, planning: Planning) -> None:
+    """What was planned for what, its time, its memory and its grid."""
     plan, request = planning.plan, planning.request
     state = "optimal" if plan.status == "optimal" else f"stopped at a gap of {format_percent(plan.gap)}"
-    out.print(Text(f"{request.model.name} on {request.cluster.name} with {plan.target}: {state}", style="bold"))
-    out.print(
+    for line in wrap(f"{request.model.name} on {request.cluster.name} with {plan.target}: {state}", _WIDTH):
+        out.print(Text(line, style="bold"))
+    summary = (
         f"{format_seconds(plan.step_time_s)} a step, {format_count(plan.tokens_per_s)} tokens/s, "
         f"MFU {format_percent(plan.mfu)}, {plan.peak_memory_bytes / GIB:.1f} of "
         f"{plan.memory_limit_bytes / GIB:.1f} GiB"
     )
-    out.print(grid(plan))
+    for text in (summary, grid(plan)):
+        for line in wrap(text, _WIDTH):
+            out.print(line)
     out.print()
+
+
+def stage_numbers(count: int) -> list[int | None]:
+    """The stages that a table shows; ``None`` stands for those left out in the middle."""
+    if count <= _MOST_STAGES:
+        return list(range(count))
+    return [*range(_MOST_STAGES - 3), None, count - 2, count - 1]
 
 
 def _stage_table(out: Console, plan: Plan) -> None:
@@ -87,12 +102,8 @@ def _stage_table(out: Console, plan: Plan) -> None:
     table.add_column("rest", justify="right", no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("full", justify="right", no_wrap=True)
-    for i, stage in enumerate(plan.stages):
-        if len(plan.stages) > _MOST_STAGES and _MOST_STAGES - 3 <= i < len(plan.stages) - 2:
-            if i == _MOST_STAGES - 3:
-                table.add_row("…")
-            continue
-        table.add_row(*_stage_row(i, stage, plan))
+    for i in stage_numbers(plan.pp):
+        table.add_row(*(["…"] if i is None else _stage_row(i, plan.stages[i], plan)))
     out.print(table)
     out.print()
 
@@ -104,10 +115,11 @@ def _stage_row(i: int, stage: Stage, plan: Plan) -> list[str]:
     rest = stage.peak_bytes - sum(known)
     sizes = [f"{size / GIB:.1f}" for size in (*known, rest, stage.peak_bytes)]
     share = f"{stage.peak_bytes / plan.memory_limit_bytes:.0%}"
-    return [str(i), _layers(stage), text, format_seconds(stage.time_s), *sizes, share]
+    return [str(i), layers_text(stage), text, format_seconds(stage.time_s), *sizes, share]
 
 
-def _layers(stage: Stage) -> str:
+def layers_text(stage: Stage) -> str:
+    """What a stage holds: ``"E+20"`` is the embedding and 20 blocks, ``H`` the head."""
     parts = []
     if "embedding" in stage.layers:
         parts.append("E")
@@ -145,9 +157,8 @@ def _proof(planning: Planning) -> str:
     )
 
 
-def _sentence(out: Console, label: str, text: str) -> None:
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(width=12, style="bold")
-    table.add_column(overflow="fold")
-    table.add_row(label, text)
-    out.print(table)
+def print_sentence(out: Console, label: str, text: str) -> None:
+    """A label, and beside it the lines of a text."""
+    for number, line in enumerate(wrap(text, _WIDTH - _LABEL)):
+        head = label if number == 0 else ""
+        out.print(Text(head.ljust(_LABEL), style="bold") + Text(line))

@@ -49,8 +49,8 @@ class Knobs:
         return knob not in self.maximum or int(value) <= self.maximum[knob]
 
 
-def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str]) -> Knobs:
-    """``["tp=8"]`` … as :class:`Knobs`.
+def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str], option: str = "--fix") -> Knobs:
+    """``["tp=8"]`` … as :class:`Knobs`; errors name what is fixed by ``option``.
 
     Raises:
         InputError: an unknown knob or a value that is none.
@@ -64,9 +64,9 @@ def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str]) -> Knobs:
     names = [text.partition("=")[0] for text in fix]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"--fix {twice} is given twice", fix="give each knob one value")
+        raise InputError(f"{option} {twice} is given twice", fix="give each knob one value")
     return Knobs(
-        fix=dict(_split(text, "--fix") for text in fix),
+        fix=dict(_split(text, option) for text in fix),
         maximum=caps,
         forbid=frozenset(_split(text, "--forbid") for text in forbid),
     )

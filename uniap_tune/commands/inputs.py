@@ -16,14 +16,19 @@ _WITHOUT_FUSED_ATTENTION = ("pascal", "volta", "turing")
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4")
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+_MODEL = "a config.json, its folder, or the name of a shipped model"
+
+
+def add_job_arguments(parser: argparse.ArgumentParser, *, required: bool = True, model: str = _MODEL) -> None:
     """The model, the cluster and the job."""
-    parser.add_argument("model", metavar="MODEL", help="a config.json, its folder, or the name of a shipped model")
+    parser.add_argument("model", metavar="MODEL", help=model)
     parser.add_argument(
-        "--cluster", required=True, help="NODESxDEVICES:DEVICE such as 8x8:h100, a shipped cluster, or a YAML/TOML file"
+        "--cluster",
+        required=required,
+        help="NODESxDEVICES:DEVICE such as 8x8:h100, a shipped cluster, or a YAML/TOML file",
     )
-    parser.add_argument("--global-batch", type=positive_int, required=True, metavar="N", help="samples of a step")
-    parser.add_argument("--seq-length", type=positive_int, required=True, metavar="N", help="tokens of a sample")
+    parser.add_argument("--global-batch", type=positive_int, required=required, metavar="N", help="samples of a step")
+    parser.add_argument("--seq-length", type=positive_int, required=required, metavar="N", help="tokens of a sample")
     parser.add_argument("--target", choices=_TARGETS, default="megatron", help="engine to plan for (default megatron)")
     add_precision_arguments(parser)
     parser.add_argument(
