@@ -23,7 +23,7 @@ from .bridge_ast import Setting, read_settings
 from .documents import printable
 from .huggingface import read_model
 from .megatron import build_recipe
-from .nemo_keys import KEYS, SWITCHES, as_arguments, switch_text
+from .nemo_keys import FOR_VIRTUAL_STAGES, KEYS, SWITCHES, as_arguments, switch_text
 from .source_text import SourceFile, read_source
 from .yaml_text import parse_yaml_text, scalar
 
@@ -141,6 +141,7 @@ def _read(file: SourceFile, function: str, overrides: tuple[tuple[tuple[str, ...
         BridgeSource(file, function, overrides),
         arguments,
         manages_environment=True,
+        for_virtual_stages=FOR_VIRTUAL_STAGES,
         notes=notes,
     )
 

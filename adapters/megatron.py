@@ -29,6 +29,7 @@ def build_recipe(
     zero: frozenset[int] = frozenset({0, 1, 2, 3}),
     manages_environment: bool = False,
     unsayable: frozenset[str] = frozenset(),
+    for_virtual_stages: frozenset[str] = frozenset(),
     notes: tuple[str, ...] = (),
 ) -> Recipe:
     """The recipe of Megatron arguments; see :class:`~uniap_tune.recipe.Recipe` for its parts.
@@ -62,6 +63,7 @@ def build_recipe(
         expressible_zero=zero,
         manages_environment=manages_environment,
         unsayable=unsayable,
+        for_virtual_stages=for_virtual_stages,
         notes=tuple(assumptions),
     )
 

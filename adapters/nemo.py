@@ -12,7 +12,7 @@ from uniap_tune.recipe import Argument, Changes, ClusterHints, Recipe
 from uniap_tune.spec import Cluster
 
 from .megatron import build_recipe
-from .nemo_keys import KEYS, SWITCHES, as_arguments, switch_text
+from .nemo_keys import FOR_VIRTUAL_STAGES, KEYS, SWITCHES, as_arguments, switch_text
 from .source_text import SourceFile
 from .yaml_text import YamlEditor, YamlText, parse_yaml_text, scalar
 
@@ -131,6 +131,7 @@ def read_nemo(document: YamlText) -> Recipe:
         zero=frozenset({0, 1}),
         manages_environment=True,
         unsayable=UNSAYABLE,
+        for_virtual_stages=FOR_VIRTUAL_STAGES,
         notes=() if "vocab-size" in arguments else ("the configuration names no vocabulary size: GPT-2's is taken",),
     )
 

@@ -31,6 +31,11 @@ _OWN = {
 }
 KEYS: Mapping[str, str] = MappingProxyType({field: name for name, field in MODEL_FIELDS.items()} | _OWN)
 
+# Megatron-LM sets both itself where stages are virtual (megatron/training/arguments.py, overlap_p2p_comm). With batched
+# sends two stages that send to each other both ways take one message for the other.
+_UNBATCHED = {"overlap_p2p_comm": ("overlap-p2p-comm", True), "batch_p2p_comm": ("no-batch-p2p-comm", False)}
+FOR_VIRTUAL_STAGES = frozenset(name for name, _ in _UNBATCHED.values())
+
 SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType(
     {field: (name, value) for name, (field, value) in MODEL_SWITCHES.items()}
     | {
@@ -40,6 +45,7 @@ SWITCHES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "ub_tp_comm_overlap": ("tp-comm-overlap", True),
         "deterministic_mode": ("deterministic-mode", True),
     }
+    | _UNBATCHED
 )
 
 _NORMS = {

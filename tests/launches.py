@@ -37,6 +37,7 @@ def launch(
     *,
     target: Target = Target.MEGATRON,
     full: list[int] | None = None,
+    virtual_stages: int = 1,
     microbatches: int = 8,
     micro_batch: int = 1,
     seq_length: int = 4096,
@@ -46,9 +47,10 @@ def launch(
     spread = {"sequence_parallel": target is Target.MEGATRON and strategy.get("tp", 1) > 1} | strategy
     grid = Strategy(**spread)
     work = Job(global_batch=micro_batch * microbatches * grid.dp, seq_length=seq_length, **job)
-    plan = make_plan(target, blocks, grid, work, microbatches=microbatches, full=full)
+    plan = make_plan(target, blocks, grid, work, microbatches=microbatches, full=full, virtual_stages=virtual_stages)
     return Launch(
-        f"{model}-{'_'.join(map(str, blocks[:4]))}-{grid.describe()}".replace(" ", "-"),
+        f"{model}-{'_'.join(map(str, blocks[:4]))}{f'-vpp{virtual_stages}' * (virtual_stages > 1)}"
+        f"-{grid.describe()}".replace(" ", "-"),
         read_model(model),
         read_cluster(cluster),
         work,
@@ -95,6 +97,31 @@ def megatron_launches() -> list[Launch]:
         launch("deepseek-v3", "32x8:h100", [4] * 15 + [1], {"dp": 16, "ep": 16, "zero": 1}),
         launch("deepseek-v3", "32x8:h100", [3] * 3 + [4] * 13, {"dp": 16, "ep": 16, "zero": 1}),
         launch("qwen3-30b-a3b", "2x8:h100", [23, 25], {"tp": 2, "dp": 4, "ep": 8, "zero": 1}),
+        *virtual_launches(),
+    ]
+
+
+def virtual_launches() -> list[Launch]:
+    """Plans for Megatron with virtual stages of one size and not, with experts on their own grid, with both."""
+    h100 = "8x8:h100"
+    return [
+        launch("llama-3-70b", h100, [4] * 20, {"tp": 4, "cp": 2, "dp": 2, "zero": 1}, virtual_stages=5),
+        launch("llama-3-70b", h100, [9] + [10] * 6 + [11], {"tp": 8, "dp": 2, "zero": 1}, virtual_stages=2),
+        launch("llama-3-70b", h100, [3, 4] + [4] * 17 + [5], {"tp": 8, "dp": 2}, full=[1] * 20, virtual_stages=5),
+        launch("llama-3-8b", "2x8:h100", [0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2], {"tp": 4}, virtual_stages=3),
+        launch("gpt-3-175b", "16x8:a100-80gb", [3] * 32, {"tp": 8, "dp": 2}, virtual_stages=4, seq_length=2048),
+        launch("gpt-1t", "64x8:h100", [1] * 128, {"tp": 8}, virtual_stages=2, microbatches=64, seq_length=2048),
+        launch(
+            "llama-3.1-405b", "64x8:h100", [0, *[1] * 126, 0], {"tp": 8, "dp": 4}, virtual_stages=8, microbatches=16
+        ),
+        launch("mixtral-8x7b", h100, [8] * 4, {"dp": 16, "ep": 8, "zero": 1}),
+        launch("mixtral-8x7b", h100, [4] * 8, {"tp": 2, "dp": 8, "ep": 8, "zero": 1}, virtual_stages=2),
+        launch("mixtral-8x7b", h100, [3, 4, 4, 4, 4, 4, 4, 5], {"tp": 4, "dp": 4, "ep": 2, "etp": 4}, virtual_stages=2),
+        launch("mixtral-8x22b", "16x8:h100", [7] * 8, {"tp": 2, "cp": 2, "dp": 4, "ep": 8, "zero": 1}),
+        launch("qwen3-30b-a3b", "2x8:h100", [48], {"dp": 16, "ep": 16, "zero": 1}),
+        launch("qwen3-30b-a3b", "4x8:h100", [6] * 8, {"tp": 2, "dp": 4, "ep": 8, "zero": 1}, virtual_stages=2),
+        launch("qwen3-235b-a22b", "16x8:h100", [11, *[12] * 6, 11], {"tp": 4, "dp": 4, "ep": 16, "zero": 1}),
+        launch("deepseek-v3", "32x8:h100", [1, *[2] * 30, 0], {"dp": 16, "ep": 16}, virtual_stages=2, microbatches=32),
     ]
 
 

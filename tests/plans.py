@@ -19,15 +19,18 @@ def make_plan(
     microbatches: int,
     full: Sequence[int] | None = None,
     schedule: str = "1f1b",
+    virtual_stages: int = 1,
 ) -> Plan:
     """A plan with one grid.
 
     Args:
-        blocks: transformer blocks of each stage; the embedding goes to the first stage, the head to the last.
+        blocks: transformer blocks of each stage, or virtual stage; the embedding goes to the first, the head to the
+            last.
         strategy: of every layer; embedding and head do not recompute.
-        full: for each stage, how many of its leading blocks are recomputed in full instead.
+        full: for each of ``blocks``, how many of the leading ones are recomputed in full instead.
+        virtual_stages: model chunks on a stage; virtual stage k is on stage k modulo pp.
     """
-    stages = []
+    parts = []
     start = 0
     for index, count in enumerate(blocks):
         names = [f"layers.{i}" for i in range(start, start + count)]
@@ -41,7 +44,9 @@ def make_plan(
         if index == len(blocks) - 1:
             names.append("head")
             strategies.append(outer)
-        stages.append(make_stage(names, strategies))
+        parts.append((names, strategies))
+    pp = len(blocks) // virtual_stages
+    stages = [_stage(parts[i::pp]) for i in range(pp)]
     return Plan(
         status="optimal",
         target=target,
@@ -52,13 +57,23 @@ def make_plan(
         tokens_per_s=1.0,
         mfu=0.5,
         memory_limit_bytes=80e9,
-        pp=len(blocks),
+        pp=pp,
+        virtual_stages=virtual_stages,
         num_microbatches=microbatches,
         micro_batch_size=job.global_batch // (microbatches * strategy.dp),
         schedule=schedule,
         stages=tuple(stages),
         inputs={"hash": "0123456789abcdef"},
     )
+
+
+def _stage(chunks: Sequence[tuple[list[str], list[Strategy]]]) -> Stage:
+    names = [name for layers, _ in chunks for name in layers]
+    stage = make_stage(names, [strategy for _, strategies in chunks for strategy in strategies])
+    if len(chunks) == 1:
+        return stage
+    sizes = tuple(len(layers) for layers, _ in chunks)
+    return replace(stage, chunks=sizes, chunk_shares=tuple(size / (len(names) or 1) for size in sizes))
 
 
 def make_stage(names: Sequence[str], strategies: Sequence[Strategy]) -> Stage:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.launches import Launch, megatron_launches
+from tests.plans import make_plan
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import read_model
 from uniap_tune.errors import InfeasibleError, InputError
@@ -20,7 +21,9 @@ from uniap_tune.planner import plan
 from uniap_tune.render.layout import layout_string
 from uniap_tune.render.megatron import megatron_launch
 from uniap_tune.render.shell import Variable
+from uniap_tune.space import Space
 from uniap_tune.spec import Cluster, Job, Model
+from uniap_tune.strategy import CAPABILITIES, Target
 
 BASE: dict[str, str | bool] = {
     "num-layers": "32",
@@ -167,7 +170,7 @@ def launch_facts(chosen: Plan, model: Model, cluster: Cluster, job: Job) -> Mega
 def test_rendered_launches_break_no_rule(launch: Launch) -> None:
     found = launch_facts(launch.plan, launch.model, launch.cluster, launch.job)
     assert not violations(found)
-    assert list(found.chunks) == [stage.num_blocks for stage in launch.plan.stages]
+    assert list(found.chunks) == list(map(len, launch.plan.virtual_stage_blocks()))
 
 
 @settings(max_examples=25, deadline=None)
@@ -184,6 +187,33 @@ def test_plans_of_the_search_break_no_rule(model: str, cluster: str, batch: int,
     except (InfeasibleError, InputError):
         return
     assert not violations(launch_facts(chosen, what, where, job))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model=st.sampled_from(["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "llama-3-8b", "gpt-3-175b"]),
+    cluster=st.sampled_from(["2x8:h100", "4x8:a100-80gb", "8x8:b200", "3x8:h100"]),
+    batch=st.sampled_from([32, 96, 128]),
+    length=st.sampled_from([1024, 2048, 1026]),
+    data=st.data(),
+)
+def test_no_family_of_the_search_breaks_a_rule(
+    model: str, cluster: str, batch: int, length: int, data: st.DataObject
+) -> None:
+    """Whatever it would choose of them: grids of experts, virtual stages, recomputation."""
+    what, where, job = read_model(model), read_cluster(cluster), Job(global_batch=batch, seq_length=length)
+    space = Space(model=what, cluster=where, job=job, capabilities=CAPABILITIES[Target.MEGATRON])
+    pp = data.draw(st.sampled_from([p for p in space.pipeline_sizes() if p <= what.num_layers]))
+    families = [(c, family) for c in space.microbatch_counts() for family in space.families(pp, c)]
+    assume(families)
+    c, family = data.draw(st.sampled_from(families))
+    parts = pp * family.virtual_stages
+    assume(parts <= what.num_layers)
+    blocks = [what.num_layers // parts + (i < what.num_layers % parts) for i in range(parts)]
+    full = [1] * parts if family.leading else None
+    shape = {"microbatches": c, "full": full, "virtual_stages": family.virtual_stages}
+    made = make_plan(Target.MEGATRON, blocks, family.blocks[0], job, **shape)
+    assert not violations(launch_facts(made, what, where, job))
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.integers(0, 2))

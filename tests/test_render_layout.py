@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uniap_tune.megatron_facts import MegatronFacts
 from uniap_tune.render.layout import layout_string, pipeline_arguments
 
 FIRST = "--decoder-first-pipeline-num-layers"
@@ -80,3 +81,33 @@ def test_the_layout_means_the_counts(counts: list[int]) -> None:
 def test_never_longer_than_written_out(counts: list[int]) -> None:
     plain = "|".join(f"t*{count}" for count in counts)
     assert len(layout_string(counts)) <= len(plain) + 2
+
+
+VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
+
+
+@pytest.mark.parametrize(
+    ("counts", "virtual", "expected"),
+    [
+        ([4] * 8, 2, {VIRTUAL: 2}),
+        ([1] * 16, 4, {VIRTUAL: 4}),
+        ([3, 4, 4, 5], 2, {LAYOUT: "Ettt|t*4|t*4|t*5L"}),
+        ([4, 4, 4, 3], 2, {LAYOUT: "E(t*4|)*3tttL"}),
+        ([0, 6, 6, 6, 6, 6, 6, 0], 4, {LAYOUT: "E|(t*6|)*6L"}),
+        ([3, 4] + [4] * 13 + [3], 4, {LAYOUT: "Ettt|(t*4|)*14tttL"}),
+    ],
+)
+def test_virtual_stages(counts: list[int], virtual: int, expected: dict[str, str | int]) -> None:
+    pp = len(counts) // virtual
+    assert pipeline_arguments(counts, virtual_stages=virtual) == {"--pipeline-model-parallel-size": pp} | expected
+
+
+@given(st.integers(2, 8), st.integers(2, 6), st.data())
+def test_virtual_stages_are_read_as_they_are_written(pp: int, virtual: int, data: st.DataObject) -> None:
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=pp * virtual, max_size=pp * virtual).filter(any))
+    arguments = {
+        name.removeprefix("--"): str(value)
+        for name, value in pipeline_arguments(counts, virtual_stages=virtual).items()
+    }
+    facts = MegatronFacts({"num-layers": str(sum(counts)), **arguments}, world=pp)
+    assert (facts.pp, facts.virtual, list(facts.chunks)) == (pp, virtual, counts)

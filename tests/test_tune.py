@@ -49,7 +49,8 @@ def read(name: str, **options: Any) -> Recipe:
 
 
 def plans_for(recipe: Recipe) -> list[Plan]:
-    """Plans of several shapes that the recipe's job allows: even, uneven, one stage, recomputed in part and in full."""
+    """Plans of several shapes that the recipe's job allows: even, uneven, one stage, recomputed in part and in full,
+    with virtual stages of one size and not, with experts spread."""
     layers, job = recipe.model.num_layers, recipe.job
     uneven = [layers // 4 + 1, layers // 4 - 1, layers // 4, layers - 3 * (layers // 4)]
     shapes: list[tuple[list[int], dict[str, Any], list[int] | None]] = [
@@ -60,14 +61,27 @@ def plans_for(recipe: Recipe) -> list[Plan]:
     ]
     if 3 in recipe.expressible_zero:
         shapes.append(([layers], {"tp": 1, "zero": 3}, None))
+    fourths = layers // 4
+    if layers % 4 == 0:
+        shapes.append(([fourths] * 4, {"tp": 4, "zero": 1, "virtual": 2}, None))
+    ragged = [fourths - 1, fourths + 1, fourths, layers - 3 * fourths]
+    shapes.append((ragged, {"tp": 2, "zero": 1, "virtual": 2}, [1] * 4))
+    if recipe.model.moe is not None:
+        shapes.append(([layers], {"tp": 2, "zero": 1, "ep": 4, "etp": 1}, None))
+        shapes.append(([layers], {"tp": 2, "zero": 1, "ep": 2, "etp": 2}, None))
     plans = []
-    for blocks, grid, full in shapes:
+    for blocks, spread, full in shapes:
+        grid = {name: value for name, value in spread.items() if name != "virtual"}
+        virtual = spread.get("virtual", 1)
         tp, cp = grid["tp"], grid.get("cp", 1)
-        dp = DEVICES // (tp * cp * len(blocks))
+        dp = DEVICES // (tp * cp * len(blocks) // virtual)
         strategy = Strategy(dp=dp, sequence_parallel=tp > 1, **grid)
         if job.global_batch % dp == 0 and recipe.model.num_heads % tp == 0:
             count = job.global_batch // dp
-            plans.append(make_plan(Target.MEGATRON, blocks, strategy, job, microbatches=count, full=full))
+            if virtual > 1 and count % (len(blocks) // virtual):
+                continue
+            shape = {"full": full, "virtual_stages": virtual}
+            plans.append(make_plan(Target.MEGATRON, blocks, strategy, job, microbatches=count, **shape))
     return plans
 
 
@@ -88,7 +102,9 @@ def test_a_plan_written_into_a_recipe_is_read_back(name: str) -> None:
         assert changes_for(again, plan, CLUSTER).is_empty
         assert (again.model, again.job) == (recipe.model, recipe.job)
         facts = again.facts(CLUSTER)
-        assert list(facts.chunks) == [stage.num_blocks for stage in plan.stages]
+        assert list(facts.chunks) == list(map(len, plan.virtual_stage_blocks()))
+        if recipe.model.moe is not None:
+            assert (facts.ep, facts.etp) == (plan.strategies[0].ep, plan.strategies[0].etp)
         assert (facts.tp, facts.cp, facts.dp) == (
             plan.strategies[0].tp,
             plan.strategies[0].cp,
@@ -100,6 +116,22 @@ def test_a_plan_written_into_a_recipe_is_read_back(name: str) -> None:
         assert same.chunks == priced.chunks
         assert predict(same).step_time_s == pytest.approx(predict(priced).step_time_s, rel=1e-12)
         del changes
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith(("nemo", "bridge"))])
+def test_virtual_stages_do_not_batch_their_sends(name: str) -> None:
+    """Megatron-LM sees to it itself; elsewhere two stages would take one message for the other."""
+    recipe = read(name)
+    for plan in plans_for(recipe):
+        _, files = rewritten(recipe, plan)
+        text = "".join(files.values()).lower()
+        assert ("batch_p2p_comm: false" in text) == ("overlap_p2p_comm: true" in text) == (plan.virtual_stages > 1)
+    interleaved = next(plan for plan in plans_for(recipe) if plan.virtual_stages > 1)
+    again = recipe.source.reread(rewritten(recipe, interleaved)[1])
+    plain = next(plan for plan in plans_for(recipe) if plan.virtual_stages == 1)
+    text = "".join(rewritten(again, plain)[1].values()).lower()
+    assert "batch_p2p_comm: true" in text
+    assert "overlap_p2p_comm: false" in text
 
 
 @pytest.mark.parametrize("name", FILES)

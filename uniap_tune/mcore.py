@@ -110,10 +110,16 @@ class Expression(str):
     __slots__ = ()
 
 
-def mcore_sections(arguments: Mapping[str, Any]) -> dict[str, Section]:
-    """Keyword arguments by class, of a rendered launch's arguments (names without dashes)."""
+def mcore_sections(arguments: Mapping[str, Any], *, interleaved: bool = False) -> dict[str, Section]:
+    """Keyword arguments by class, of a rendered launch's arguments (names without dashes).
+
+    ``interleaved``: the stages are virtual. Then sends must not be batched, as Megatron-LM's arguments have it: with
+    batched sends two stages that send to each other both ways take one message for the other.
+    """
     dtype = next((name for name in ("bf16", "fp16") if name in arguments), "fp32")
     model = _fields(arguments, MODEL_FIELDS) | _switches(arguments, MODEL_SWITCHES)
+    if interleaved:
+        model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     if "window-size" in arguments:
         left, right = str(arguments["window-size"]).split(",")
         model["window_size"] = [int(left), int(right)]

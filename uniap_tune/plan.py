@@ -116,6 +116,13 @@ class Plan:
         by_stage = [stage.chunk_layers() for stage in self.stages]
         return [by_stage[i][chunk] for chunk in range(self.virtual_stages) for i in range(self.pp)]
 
+    def virtual_stage_blocks(self) -> list[list[Strategy]]:
+        """The strategies of each virtual stage's transformer blocks, in the model's order."""
+        strategies = {name: s for stage in self.stages for name, s in zip(stage.layers, stage.strategies, strict=True)}
+        return [
+            [strategies[name] for name in names if name.startswith("layers.")] for names in self.virtual_stage_layers()
+        ]
+
     def uniform(self) -> Strategy | None:
         """The one (tp, cp, dp, ep, zero) of all layers (recompute aside), ``None`` if they differ."""
         first = self.strategies[0]

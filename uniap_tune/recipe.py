@@ -104,6 +104,7 @@ class Recipe:
         expressible_zero: ZeRO stages its format can say.
         manages_environment: its launcher sets the variables that the parallel settings need.
         unsayable: arguments its format has no word for; the engine's own choice stands.
+        for_virtual_stages: switches that virtual stages need, which Megatron-LM's own arguments imply.
         notes: what was assumed or left open, one sentence each.
     """
 
@@ -118,6 +119,7 @@ class Recipe:
     expressible_zero: frozenset[int] = frozenset({0, 1, 2, 3})
     manages_environment: bool = False
     unsayable: frozenset[str] = frozenset()
+    for_virtual_stages: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def facts(self, cluster: Cluster) -> MegatronFacts:
@@ -185,8 +187,8 @@ def today_run(recipe: Recipe, cluster: Cluster) -> Run:
 def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:
     """A plan for the recipe, to be priced by the same code as :func:`today_run`."""
     blocks, index = [], 0
-    for stage in plan.stages:
-        modes = [strategy.recompute for strategy in stage.block_strategies()]
+    for chunk in plan.virtual_stage_blocks():
+        modes = [strategy.recompute for strategy in chunk]
         blocks.append([(block_type(recipe.model, index + place), mode) for place, mode in enumerate(modes)])
         index += len(modes)
     return _run(

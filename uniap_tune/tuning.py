@@ -176,13 +176,17 @@ def changes_for(recipe: Recipe, plan: Plan, cluster: Cluster, version: str = DEF
         for flag, value in launch.groups.get(group, {}).items():
             plain = value.default if isinstance(value, Variable) else value
             wanted[flag.removeprefix("--")] = True if plain is True else number(plain)
+    if plan.virtual_stages > 1:
+        wanted |= dict.fromkeys(sorted(recipe.for_virtual_stages), True)
     today = {name: argument.value for name, argument in recipe.arguments.items()}
+    _use_own_words(wanted, today)
     for name in _DEGREES:
         if name in today:
             wanted.setdefault(name, "1")
     said = {name for name, value in wanted.items() if _is_said(today, name, value)}
     values = {name: value for name, value in wanted.items() if name not in said | recipe.unsayable}
-    removed = {name for name in today if name in DECIDED and name not in wanted} - recipe.unsayable
+    decided = DECIDED | recipe.for_virtual_stages
+    removed = {name for name in today if name in decided and name not in wanted} - recipe.unsayable
     if wanted.get("tensor-model-parallel-size") == "1":
         removed.discard("sequence-parallel")  # Megatron switches it off itself (arg:1433)
     if today.get("ckpt-format") == "fsdp_dtensor" and "ckpt-format" not in wanted:
@@ -208,6 +212,18 @@ def _is_said(today: Mapping[str, str | bool], name: str, value: str | bool) -> b
     if name in today:
         return today[name] == value
     return value == "1" and name.endswith("-model-parallel-size")
+
+
+def _use_own_words(wanted: dict[str, str | bool], today: Mapping[str, str | bool]) -> None:
+    """Says the same as the recipe does where there are two ways."""
+    chunks = wanted.get("num-virtual-stages-per-pipeline-rank")
+    if chunks is not None and "num-layers-per-virtual-pipeline-stage" in today:
+        parts = int(chunks) * int(wanted["pipeline-model-parallel-size"])
+        del wanted["num-virtual-stages-per-pipeline-rank"]
+        wanted["num-layers-per-virtual-pipeline-stage"] = str(int(today["num-layers"]) // parts)
+    grid = "expert-tensor-parallel-size"  # the default is the degree of attention (arg:587)
+    if grid not in today and wanted.get(grid) == wanted["tensor-model-parallel-size"]:
+        del wanted[grid]
 
 
 def _environment(recipe: Recipe, wanted: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -33,6 +33,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
     get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
 )
+from megatron.core.transformer.enums import LayerType  # noqa: E402
 from megatron.core.transformer.transformer_block import get_num_layers_to_build  # noqa: E402
 from megatron.training.arguments import core_transformer_config_from_args, parse_args, validate_args  # noqa: E402
 
@@ -114,15 +115,20 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     answer = {name: getattr(args, name) for name in ARGUMENTS} | {name: getattr(config, name) for name in CONFIG}
     answer["latent"] = [getattr(config, name) for name in LATENT] if config.multi_latent_attention else None
     answer["activation"] = config.activation_func.__name__
+    virtual = config.virtual_pipeline_model_parallel_size or 1
+    places = [(chunk if virtual > 1 else None, stage) for chunk in range(virtual) for stage in range(pp)]
     layout = config.pipeline_model_parallel_layout
-    if layout is None:
-        answer["stage_layers"] = [get_num_layers_to_build(config, pp_rank=stage) for stage in range(pp)]
-    else:
-        answer["stage_layers"] = [layout.get_num_layers_to_build(vp_stage=0, pp_rank=stage) for stage in range(pp)]
+    answer["chunk_layers"] = [
+        layout.layout[stage][chunk or 0].count(LayerType.decoder)
+        if layout is not None
+        else get_num_layers_to_build(config, vp_stage=chunk, pp_rank=stage)
+        for chunk, stage in places
+    ]
     answer["stage_parameters"] = {}
     for stage in case["build"]:
         with process_groups(args, stage):
-            answer["stage_parameters"][stage] = parameters(args, config, stage)
+            chunks = range(virtual) if virtual > 1 else [None]
+            answer["stage_parameters"][stage] = sum(parameters(args, config, stage, chunk) for chunk in chunks)
     return answer
 
 
@@ -139,6 +145,7 @@ def process_groups(args: Any, stage: int) -> Iterator[None]:
         parallel_state.initialize_model_parallel(
             args.tensor_model_parallel_size,
             args.pipeline_model_parallel_size,
+            args.virtual_pipeline_model_parallel_size,
             context_parallel_size=args.context_parallel_size,
             expert_model_parallel_size=args.expert_model_parallel_size,
             expert_tensor_parallel_size=args.expert_tensor_parallel_size,
@@ -150,15 +157,17 @@ def process_groups(args: Any, stage: int) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def parameters(args: Any, config: Any, stage: int) -> int:
-    """Parameters of the first rank of a stage, from the model that Megatron builds for it."""
+def parameters(args: Any, config: Any, stage: int, chunk: int | None) -> int:
+    """Parameters of the first rank of a stage in one of its model chunks, from what Megatron builds for it."""
     config.use_cpu_initialization = True
     # what layers without TransformerEngine and Apex cannot do, none of which has parameters
     config.sequence_parallel = config.persist_layer_norm = config.gradient_accumulation_fusion = False
     config.moe_grouped_gemm = False
     config.context_parallel_size = 1
+    pp = config.pipeline_model_parallel_size
     if args.num_experts:
-        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=args.normalization)
+        kernels = {"use_transformer_engine": False, "normalization": args.normalization}
+        spec = get_gpt_decoder_block_spec(config, vp_stage=chunk, **kernels)
     else:
         spec = get_gpt_layer_local_spec(
             normalization=args.normalization, qk_layernorm=args.qk_layernorm, qk_l2_norm=args.qk_l2_norm
@@ -171,8 +180,9 @@ def parameters(args: Any, config: Any, stage: int) -> int:
             max_sequence_length=args.max_position_embeddings,
             position_embedding_type=args.position_embedding_type,
             share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-            pre_process=stage == 0,
-            post_process=stage == config.pipeline_model_parallel_size - 1,
+            pre_process=stage == 0 and not chunk,
+            post_process=stage == pp - 1 and chunk in (None, (args.virtual_pipeline_model_parallel_size or 0) - 1),
+            vp_stage=chunk,
         )
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -35,6 +36,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
 from megatron.core.optimizer import get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.tensor_parallel import random as megatron_random  # noqa: E402
+from megatron.core.transformer.moe import moe_utils, token_dispatcher  # noqa: E402
 
 LEARNING_RATE = 1e-2
 
@@ -44,7 +46,7 @@ class OnCpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.cuda:
+        if func in (torch.Tensor.cuda, torch.Tensor.record_stream):
             return args[0]
         if "cuda" in str(kwargs.get("device", "")):
             kwargs["device"] = "cpu"
@@ -64,12 +66,23 @@ class NoGenerators:
         return True
 
 
+def on_host(value: Any, as_numpy: bool = False, **_: Any) -> Any:
+    """Numbers of tokens as the host wants them: Megatron only converts what comes from a GPU."""
+    return value.numpy() if as_numpy and torch.is_tensor(value) else value
+
+
 def stand_in() -> None:
     """Do without a GPU."""
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.synchronize = lambda *_: None
+    torch.cuda.Stream = torch.cuda.current_stream = MagicMock()
+    torch.cuda.stream = lambda _: contextlib.nullcontext()
+    moe_utils.te_general_gemm = None  # 0.16.1 leaves it undefined without TransformerEngine
+    token_dispatcher.maybe_move_tensor_to_cpu = on_host
     megatron_random._CUDA_RNG_STATE_TRACKER = NoGenerators()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+    megatron_random._get_all_rng_states = tuple  # recomputed layers run with the generators of the first time
+    megatron_random._set_all_rng_states = lambda *_: None
 
 
 def configurations(folder: Path) -> tuple[Any, Any, Any]:
@@ -172,7 +185,9 @@ def forward(iterator: Iterator[dict[str, torch.Tensor]], model: Any) -> tuple[to
         value = output.float().mean()
         return value, {"loss": value.detach().clone()}  # Megatron divides the value in place
 
-    return model(batch["ids"], batch["positions"], None, labels=batch["labels"]), loss
+    length = batch["ids"].shape[1]
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+    return model(batch["ids"], batch["positions"], mask, labels=batch["labels"]), loss
 
 
 def train(folder: Path) -> None:

@@ -130,7 +130,7 @@ def pair(request: pytest.FixtureRequest, answers: list[dict[str, Any]]) -> tuple
 def test_megatron_understands_the_plan(pair: tuple[Launch, dict[str, Any]]) -> None:
     launch, got = pair
     plan, grid = launch.plan, launch.plan.strategies[0]
-    assert got["stage_layers"] == [stage.num_blocks for stage in plan.stages]
+    assert got["chunk_layers"] == list(map(len, plan.virtual_stage_blocks()))
     assert got["tensor_model_parallel_size"] == grid.tp
     assert got["context_parallel_size"] == grid.cp
     assert got["data_parallel_size"] == grid.dp
@@ -149,8 +149,8 @@ def test_megatron_understands_the_plan(pair: tuple[Launch, dict[str, Any]]) -> N
 def test_megatron_recomputes_what_the_plan_says(pair: tuple[Launch, dict[str, Any]]) -> None:
     launch, got = pair
     depth, method = got["recompute_num_layers"], got["recompute_method"]
-    for stage in launch.plan.stages:
-        modes = [s.recompute for s in stage.block_strategies()]
+    for chunk in launch.plan.virtual_stage_blocks():
+        modes = [s.recompute for s in chunk]
         if got["recompute_granularity"] is None:
             expected = [Recompute.NONE] * len(modes)
         elif got["recompute_granularity"] == "selective":
@@ -239,7 +239,7 @@ def test_megatron_runs_what_the_planner_finds(answers: list[dict[str, Any]]) -> 
     assert [answer.get("error") for answer in found] == [None] * len(PLANNED)
     for made, got in zip(planned(), found, strict=True):
         plan = made.plan
-        assert got["stage_layers"] == [stage.num_blocks for stage in plan.stages]
+        assert got["chunk_layers"] == list(map(len, plan.virtual_stage_blocks()))
         assert got["data_parallel_size"] == plan.strategies[0].dp
         assert got["micro_batch_size"] * plan.num_microbatches * plan.strategies[0].dp == made.job.global_batch
 

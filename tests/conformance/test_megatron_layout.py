@@ -18,16 +18,19 @@ with warnings.catch_warnings():
 
 
 @settings(deadline=None)
-@given(counts=st.lists(st.integers(0, 130), min_size=1, max_size=64).filter(any), mtp=st.integers(0, 2))
-def test_megatron_reads_the_counts(counts: list[int], mtp: int) -> None:
-    layout = layer_layout.PipelineParallelLayerLayout(layout_string(counts, mtp), len(counts))
+@given(pp=st.integers(1, 32), virtual=st.integers(1, 4), mtp=st.integers(0, 2), data=st.data())
+def test_megatron_reads_the_counts(pp: int, virtual: int, mtp: int, data: st.DataObject) -> None:
+    size = pp * virtual
+    most = 130 if virtual == 1 else 12
+    counts = data.draw(st.lists(st.integers(0, most), min_size=size, max_size=size).filter(any))
+    layout = layer_layout.PipelineParallelLayerLayout(layout_string(counts, mtp), pp)
     layout.validate_layer_layout(num_layers=sum(counts), mtp_num_layers=mtp)
-    stages = range(len(counts))
+    assert layout.virtual_pipeline_model_parallel_size == virtual
 
     def layers(kind: LayerType) -> list[int]:
-        return [layout.get_num_layers_to_build(kind, vp_stage=0, pp_rank=stage) for stage in stages]
+        return [layout.layout[k % pp][k // pp].count(kind) for k in range(size)]
 
     assert layers(LayerType.decoder) == counts
-    assert layers(LayerType.embedding) == [int(stage == 0) for stage in stages]
-    assert layers(LayerType.loss) == [int(stage == len(counts) - 1) for stage in stages]
-    assert layers(LayerType.mtp) == [mtp * (stage == len(counts) - 1) for stage in stages]
+    assert layers(LayerType.embedding) == [int(k == 0) for k in range(size)]
+    assert layers(LayerType.loss) == [int(k == size - 1) for k in range(size)]
+    assert layers(LayerType.mtp) == [mtp * (k == size - 1) for k in range(size)]

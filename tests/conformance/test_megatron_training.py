@@ -42,14 +42,29 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+
 
 @dataclass(frozen=True)
 class Case:
-    """A plan for the tiny model. ``blocks``: layers of each stage."""
+    """A plan for a tiny model. ``blocks``: layers of each stage or virtual stage."""
 
     name: str
     blocks: list[int]
     strategy: Strategy
+    virtual_stages: int = 1
+    full: list[int] | None = None
+    experts: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model."""
+        return LLAMA | MIXTRAL if self.experts else LLAMA
+
+    @property
+    def pp(self) -> int:
+        """Pipeline stages."""
+        return len(self.blocks) // self.virtual_stages
 
 
 CASES = [
@@ -57,15 +72,23 @@ CASES = [
     Case("uneven", [4, 2], Strategy(dp=2, zero=1)),
     Case("layout", [1, 2, 3, 0], Strategy()),
     Case("both", [2, 4], Strategy(tp=2)),
+    Case("virtual", [2, 2, 2, 0], Strategy(dp=2, zero=1), virtual_stages=2),
+    Case("virtual-even", [1] * 6, Strategy(dp=2), virtual_stages=3),
+    Case("virtual-tensor", [1, 2, 1, 2], Strategy(tp=2), virtual_stages=2),
+    Case("recompute", [4, 2], Strategy(dp=2), full=[1, 1]),
+    Case("experts", [6], Strategy(dp=4, ep=2, zero=1), experts=True),
+    Case("experts-pipeline", [4, 2], Strategy(dp=2, ep=2), experts=True),
+    Case("experts-virtual", [2, 1, 2, 1], Strategy(dp=2, ep=2, zero=1), virtual_stages=2, experts=True),
 ]
 
 
 def write_case(folder: Path, case: Case) -> None:
     """The rendered configuration of a plan, and what else the script needs."""
-    model = parse_config(LLAMA, file="config.json", name="tiny")
+    model = parse_config(case.config, file="config.json", name="tiny")
     job = Job(global_batch=BATCH, seq_length=LENGTH, precision=Precision(compute=DType.FP32))
     microbatches = BATCH // case.strategy.dp
-    plan = make_plan(Target.MEGATRON, case.blocks, case.strategy, job, microbatches=microbatches)
+    shape = {"virtual_stages": case.virtual_stages, "full": case.full}
+    plan = make_plan(Target.MEGATRON, case.blocks, case.strategy, job, microbatches=microbatches, **shape)
     devices = case.strategy.num_devices * plan.pp
     files = render(plan, model, read_cluster(f"1x{devices}:a100-80gb"), job)
     folder.mkdir()
@@ -106,10 +129,11 @@ def losses(text: str) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of one process."""
-    text = train(tmp_path_factory.mktemp("one"), 1, [Case("one", [6], Strategy())])
-    return losses(text)["one"]
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[float]]:
+    """The losses of one process, without and with experts."""
+    cases = [Case("dense", [6], Strategy()), Case("moe", [6], Strategy(), experts=True)]
+    found = losses(train(tmp_path_factory.mktemp("one"), 1, cases))
+    return {False: found["dense"], True: found["moe"]}
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +143,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_losses_are_those_of_one_process(case: Case, output: str, reference: list[float]) -> None:
+def test_losses_are_those_of_one_process(case: Case, output: str, reference: dict[bool, list[float]]) -> None:
     found = losses(output)[case.name]
     assert len(found) == STEPS
-    assert found == pytest.approx(reference, rel=1e-5)
+    assert found == pytest.approx(reference[case.experts], rel=1e-5)
     assert found[1] < found[0]
 
 
@@ -130,6 +154,10 @@ def test_losses_are_those_of_one_process(case: Case, output: str, reference: lis
 def test_stages_hold_the_planned_layers(case: Case, output: str) -> None:
     held = dict(re.findall(rf"^STAGE {case.name} (\d+) (\[.*\])$", output, re.M))
     layers = list(range(6))
-    for stage, count in enumerate(case.blocks):
-        assert json.loads(held[str(stage)]) == [layers[:count]]
+    parts = []
+    for count in case.blocks:
+        parts.append(layers[:count])
         layers = layers[count:]
+    assert {int(stage): json.loads(text) for stage, text in held.items()} == {
+        stage: parts[stage :: case.pp] for stage in range(case.pp)
+    }

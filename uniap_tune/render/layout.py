@@ -1,8 +1,9 @@
 """How Megatron is told which pipeline stage holds how many transformer layers.
 
 The embedding is always on the first stage and the loss on the last. The shortest correct expression is taken: nothing
-for an even split, the counts of the first and last stage where those suffice, else the string of
-``--pipeline-model-parallel-layout`` (``parse_str_to_list`` of megatron-core's pipeline_parallel_layer_layout.py).
+for an even split, or the number of virtual stages; the counts of the first and last stage where those suffice; else the
+string of ``--pipeline-model-parallel-layout`` (``parse_str_to_list`` of megatron-core's
+pipeline_parallel_layer_layout.py), whose k-th stage is virtual stage k, on pipeline stage k modulo pp.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from collections.abc import Sequence
 from uniap_tune.render.shell import Arguments
 
 
-def pipeline_arguments(counts: Sequence[int], mtp_layers: int = 0) -> Arguments:
+def pipeline_arguments(counts: Sequence[int], mtp_layers: int = 0, virtual_stages: int = 1) -> Arguments:
     """The arguments for a split of the transformer layers.
 
     Args:
-        counts: transformer layers of each stage; stages with none are legal.
+        counts: transformer layers of each stage, or virtual stage; those with none are legal.
         mtp_layers: multi-token-prediction layers, which stay with the loss.
+        virtual_stages: model chunks on each stage.
     """
-    pp = len(counts)
+    pp = len(counts) // virtual_stages
     arguments: dict[str, str | int] = {"--pipeline-model-parallel-size": pp}
-    if len(set(counts)) == 1:
+    is_even = len(set(counts)) == 1
+    if virtual_stages > 1 and is_even:
+        return arguments | {"--num-virtual-stages-per-pipeline-rank": virtual_stages}
+    if virtual_stages > 1:
+        return arguments | {"--pipeline-model-parallel-layout": layout_string(counts, mtp_layers)}
+    if is_even:
         return arguments
     first, last, middle = counts[0], counts[-1], counts[1:-1]
     if first and last and len(set(middle)) <= 1:
@@ -40,10 +47,8 @@ def layout_string(counts: Sequence[int], mtp_layers: int = 0) -> str:
 
     ``[7, 9, 9, 7]`` is ``"Et*7|(t*9|)*2t*7L"``.
     """
-    stages = [_repeat("t", count) for count in counts]
-    stages[0] = "E" + stages[0]
-    stages[-1] += "m" * mtp_layers + "L"
-    return _shortest([f"{stage}|" for stage in stages[:-1]] + stages[-1:])
+    *stages, last = [_repeat("t", count) for count in counts]
+    return _shortest(["E", *(f"{stage}|" for stage in stages), last + "m" * mtp_layers + "L"])
 
 
 def _repeat(symbol: str, times: int) -> str:

@@ -125,17 +125,17 @@ def megatron_files(
         "launch.sh": text,
         "sbatch.sh": script("megatron/sbatch.sh.j2", header=header, summary=summary, cluster=cluster),
         "megatron_args.yaml": heading + yaml.safe_dump(document, sort_keys=False),
-        **_mcore_files(launch, header),
+        **_mcore_files(launch, header, interleaved=plan.virtual_stages > 1),
     }
 
 
-def _mcore_files(launch: MegatronLaunch, header: str) -> dict[str, str]:
+def _mcore_files(launch: MegatronLaunch, header: str, *, interleaved: bool) -> dict[str, str]:
     """Keyword arguments of megatron-core's configuration classes, as YAML and as Python."""
     values = {
         name.removeprefix("--"): value.default if isinstance(value, Variable) else value
         for name, value in launch.arguments.items()
     }
-    sections = mcore_sections(values)
+    sections = mcore_sections(values, interleaved=interleaved)
     heading = f"# {comment(header)}\n# Keyword arguments of megatron-core's configuration classes.\n"
     return {
         "mcore.yaml": heading + yaml.safe_dump(plain_sections(sections), sort_keys=False),
@@ -165,7 +165,7 @@ def _parallel(plan: Plan, model: Model, strategy: Strategy) -> dict[str, Value]:
     arguments: dict[str, Value] = {"--tensor-model-parallel-size": strategy.tp}
     if strategy.sequence_parallel:
         arguments["--sequence-parallel"] = True
-    arguments |= pipeline_arguments([stage.num_blocks for stage in plan.stages], model.mtp_layers)
+    arguments |= pipeline_arguments(list(map(len, plan.virtual_stage_blocks())), model.mtp_layers, plan.virtual_stages)
     if strategy.cp > 1:
         arguments |= {"--context-parallel-size": strategy.cp, "--cp-comm-type": "p2p"}
     if model.moe is not None:
@@ -195,9 +195,9 @@ def _sharding(strategy: Strategy) -> dict[str, Value]:
 
 
 def _recompute(plan: Plan) -> dict[str, Value]:
-    """One mode for all blocks, or the first N blocks of each stage in full: TC:1901 knows nothing in between."""
-    stages = [[s.recompute for s in stage.block_strategies()] for stage in plan.stages]
-    modes = {mode for stage in stages for mode in stage}
+    """One mode for all blocks, or the first N blocks of each model chunk in full: TC:1901 knows nothing in between."""
+    chunks = [[s.recompute for s in chunk] for chunk in plan.virtual_stage_blocks()]
+    modes = {mode for chunk in chunks for mode in chunk}
     if modes <= {Recompute.NONE}:
         return {}
     if modes == {Recompute.SELECTIVE}:
@@ -205,12 +205,13 @@ def _recompute(plan: Plan) -> dict[str, Value]:
     full: dict[str, Value] = {"--recompute-granularity": "full"}
     if modes == {Recompute.FULL}:
         return full | {"--recompute-method": "uniform", "--recompute-num-layers": 1}
-    depth = max(stage.count(Recompute.FULL) for stage in stages)
-    leading = [[Recompute.FULL] * min(depth, len(s)) + [Recompute.NONE] * max(0, len(s) - depth) for s in stages]
-    if stages != leading:
+    depth = max(chunk.count(Recompute.FULL) for chunk in chunks)
+    leading = [[Recompute.FULL] * min(depth, len(c)) + [Recompute.NONE] * max(0, len(c) - depth) for c in chunks]
+    if chunks != leading:
         raise UnsupportedError(
             "this plan cannot be launched by Megatron: its recomputation",
-            why="Megatron recomputes the first N layers of every stage, the same N for all, or all layers in one way",
+            why="Megatron recomputes the first N layers of every stage, or of every virtual stage, the same N for all, "
+            "or all layers in one way",
             fix="plan with --target megatron",
         )
     return full | {"--recompute-method": "block", "--recompute-num-layers": depth}
