@@ -183,7 +183,7 @@ def searched(job: Tiny) -> EpsilonSearch:
     space = job.space
     pairs = itertools.product(space.pipeline_sizes(), space.microbatch_counts())
     places = [(pp, c, family) for pp, c in pairs for family in space.families(pp, c)]
-    return EpsilonSearch([branch_of(space, job.pricer, *place) for place in places])
+    return EpsilonSearch([branch_of(job.pricer, *place) for place in places])
 
 
 @pytest.mark.parametrize("name", JOBS)

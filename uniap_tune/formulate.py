@@ -43,6 +43,7 @@ class Pricer:
         self.global_batch = global_batch
         self.limit_bytes = limit_bytes
         self.type_counts = Counter(layer.type for layer in graph.layers)
+        self.num_blocks = sum(count for kind, count in self.type_counts.items() if kind.kind is LayerKind.BLOCK)
         self._layers: dict[tuple[LayerType, Strategy, int, int, int, int], LayerCost] = {}
         self._borders: dict[tuple[tuple[Layout, ...], int, int], tuple[FloatArray, FloatArray]] = {}
 

@@ -95,20 +95,6 @@ def most_leading(problem: Problem) -> int:
     return (problem.num_layers - 2) // problem.num_intervals
 
 
-def leading_seconds(problem: Problem, count: int) -> float:
-    """By how much recomputing the first ``count`` inner layers of every interval raises the bound without any."""
-    if problem.leading is None:
-        return 0.0
-    more = min(
-        float(table.time_s[marks].min() - table.time_s[~marks].min())
-        for table, marks, counted in zip(problem.layers, problem.leading.leading, problem.leading.counted, strict=True)
-        if counted
-    )
-    ramp = problem.num_stages / problem.virtual_stages
-    each = problem.virtual_stages * count * max(0.0, more)
-    return (ramp + problem.num_microbatches - 1 / problem.virtual_stages) * each
-
-
 def is_regular(problem: Problem) -> bool:
     """Whether all inner layers are equal and neighbours need no re-sharding."""
     inner = problem.layers[1:-1]

@@ -1,6 +1,4 @@
-"""From prices alone, before any array is built: how little memory a (pp, c, family) may need, and how much time
-recomputing the first N blocks of each stage adds to it at least.
-"""
+"""From prices alone, before any array is built: how little memory a (pp, c, family) may need."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ import numpy as np
 from uniap_tune.cost.parts import LayerCost
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import LayerKind
+from uniap_tune.interleave import EVEN
 from uniap_tune.problem import FloatArray, IntArray
 from uniap_tune.schedule import chunks_in_flight
 from uniap_tune.space import Family
@@ -37,11 +36,13 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
             is_leading = family.leading and kind.kind is LayerKind.BLOCK and strategy.recompute is Recompute.FULL
             cost = pricer.cost(kind, strategy, pp, c, family.virtual_stages)
             (recomputed if is_leading else costs[kind.kind]).append(cost)
-    blocks = _blocks(pricer)
+    blocks = pricer.num_blocks
     flights = _flights(pp, c, family.virtual_stages)
     plain = costs[LayerKind.BLOCK]
     each = _in_flight(plain, flights)
-    most = blocks if family.virtual_stages == 1 else blocks // (pp * family.virtual_stages) + 2  # of a chunk
+    most = blocks if family.virtual_stages == 1 else min(blocks, _most_of_a_chunk(pricer, pp, c, family))
+    if most < 1:
+        return math.inf
     lead = min(leading, most)
     units = [np.repeat(each, most - lead, axis=1)]
     update = _least(plain, lambda cost: cost.static + cost.step_bytes)
@@ -55,10 +56,10 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
     updated = np.tile(update * np.arange(held.shape[1]), (pp, 1))
     spike = np.full(held.shape, transient)
     spike[:, 0] = 0.0
-    for kind, stage, chunk in ((LayerKind.EMBEDDING, 0, 0), (LayerKind.HEAD, pp - 1, -1)):
-        held[stage] += _in_flight(costs[kind], flights[stage, chunk])
-        updated[stage] += _least(costs[kind], lambda cost: cost.static + cost.step_bytes)
-        spike[stage] = np.maximum(spike[stage], _least(costs[kind], lambda cost: cost.transient_bytes))
+    for end, stage, chunk in ((LayerKind.EMBEDDING, 0, 0), (LayerKind.HEAD, pp - 1, -1)):
+        held[stage] += _in_flight(costs[end], flights[stage, chunk])
+        updated[stage] += _least(costs[end], lambda cost: cost.static + cost.step_bytes)
+        spike[stage] = np.maximum(spike[stage], _least(costs[end], lambda cost: cost.transient_bytes))
     table = np.maximum(held + spike, updated)
     needed = max(float(table[0, 0]), float(table[-1, 0]), float(table[1:-1, 1].max(initial=0.0)))
     entries = table[:, 1:].ravel()
@@ -67,37 +68,16 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
     return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
 
 
-def recompute_seconds(pricer: Pricer, pp: int, c: int, family: Family, leading: int) -> float:
-    """A lower bound on what recomputing the first N blocks of each stage (or model chunk) adds to TPI.
-
-    With e seconds for a block recomputed, a stage of x blocks takes e min(x, N) longer. The slowest stage takes at
-    least the mean of all stages, so it holds at least (mean - ends) / t blocks of t seconds. A model chunk always
-    holds N blocks.
-    """
-    plain: list[float] = []
-    extra: list[float] = []
-    ends: list[float] = []
-    total = 0.0
+def _most_of_a_chunk(pricer: Pricer, pp: int, c: int, family: Family) -> int:
+    """How many blocks the longest chunk an interleaved pipeline may have can hold; see :mod:`uniap_tune.interleave`."""
+    total, shortest = 0.0, math.inf
     for kind, count in pricer.type_counts.items():
-        times = {s.recompute: pricer.cost(kind, s, pp, c).time for s in family.strategies(kind)}
+        seconds = min(pricer.cost(kind, s, pp, c).time for s in family.strategies(kind))
+        total += count * seconds
         if kind.kind is LayerKind.BLOCK:
-            plain.append(times[Recompute.NONE])
-            extra.append(times[Recompute.FULL] - times[Recompute.NONE])
-        else:
-            ends.append(times[Recompute.NONE])
-        total += count * times[Recompute.NONE]
-    each = max(0.0, min(extra))
-    blocks, v = _blocks(pricer), family.virtual_stages
-    if v > 1:
-        return each * leading * (pp + (c * v - 1))
-    held = blocks
-    if pp > 1 and max(plain) > 0:
-        held = max(0, math.ceil((total / pp - max(ends)) / max(plain) - _ROUNDING))
-    return each * ((c - 1) * min(held, leading) + min(blocks, leading))
-
-
-def _blocks(pricer: Pricer) -> int:
-    return sum(count for kind, count in pricer.type_counts.items() if kind.kind is LayerKind.BLOCK)
+            shortest = min(shortest, seconds)
+    longest = (1 + EVEN) * total / (pp * family.virtual_stages)
+    return math.floor(longest / shortest * (1 + _ROUNDING)) if shortest > 0 else pricer.num_blocks
 
 
 def _least(costs: Sequence[LayerCost], size: Callable[[LayerCost], float]) -> float:

@@ -12,6 +12,9 @@ from uniap_tune.problem import MEMORY_SLACK
 from uniap_tune.space import Family
 from uniap_tune.strategy import Strategy
 
+# A quotient may miss a whole number by rounding.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
@@ -23,6 +26,11 @@ class _Terms:
     once_s: float
     largest_layer: float
     leanest_states: float
+    # of blocks: seconds of the shortest and longest without recompute, the least that recomputing one takes
+    shortest_s: float = 0.0
+    longest_s: float = 0.0
+    again_s: float = 0.0
+    ends_s: float = 0.0  # the longer of embedding and head
 
 
 class QuickBounds:
@@ -32,12 +40,38 @@ class QuickBounds:
         self._pricer = pricer
         self._terms: dict[tuple[int, int, tuple[Strategy, ...]], _Terms] = {}
 
-    def __call__(self, pp: int, c: int, family: Family) -> float:
-        """Seconds; ``inf`` when the leanest states alone exceed all the memory there is."""
+    def leading(self, pp: int, c: int, family: Family, count: int) -> float:
+        """The bound of a family that recomputes the first N = ``count`` blocks of each stage (or model chunk), for
+        plans that are not those of recomputing every block: some stage holds more than N, and takes as long as that.
+
+        The slowest stage takes at least the mean of all, so it holds at least (mean - ends) / longest blocks, of which
+        it recomputes N. A model chunk always holds N blocks.
+        """
+        floor = self(pp, c, family)
+        if math.isinf(floor):
+            return floor
+        terms, v = self._find(pp, c, family), family.virtual_stages
+        if v > 1:
+            return floor + terms.again_s * count * (pp + c * v - 1) * (1 - 1e-12)
+        blocks = self._pricer.num_blocks
+        held = 0
+        if terms.longest_s > 0:
+            held = max(0, math.ceil((terms.total_s / pp - terms.ends_s) / terms.longest_s * (1 - _ROUNDING)))
+        slowest = terms.slowest_s + terms.again_s * min(held if pp > 1 else blocks, count)
+        slowest = max(slowest, (count + 1) * terms.shortest_s + count * terms.again_s)
+        more = (c - 1) * (slowest - terms.slowest_s) + terms.again_s * min(blocks, count)
+        return floor + more * (1 - 1e-12)
+
+    def _find(self, pp: int, c: int, family: Family) -> _Terms:
         key = (pp, c, family.blocks)
         terms = self._terms.get(key)
         if terms is None:
             terms = self._terms[key] = _terms(self._pricer, pp, c, family)
+        return terms
+
+    def __call__(self, pp: int, c: int, family: Family) -> float:
+        """Seconds; ``inf`` when the leanest states alone exceed all the memory there is."""
+        terms = self._find(pp, c, family)
         limit = self._pricer.limit_bytes * (1 + MEMORY_SLACK)
         if terms.largest_layer > limit or terms.leanest_states > pp * limit:
             return math.inf
@@ -55,11 +89,14 @@ def _terms(pricer: Pricer, pp: int, c: int, family: Family) -> _Terms:
     the best balance of identical blocks between an embedding and a head leaves."""
     counts = pricer.type_counts
     fastest: dict[LayerType, float] = {}
+    again = math.inf
     least_step = total_step = largest = leanest = 0.0
     for kind, count in counts.items():
         costs = [pricer.cost(kind, s, pp, c) for s in family.strategies(kind)]  # more virtual stages need no less
         largest = max(largest, min(cost.static + cost.microbatch + cost.transient_bytes for cost in costs))
         fastest[kind] = min(cost.time for cost in costs)
+        if kind.kind is LayerKind.BLOCK:
+            again = min(again, max(cost.time for cost in costs) - fastest[kind])
         step = min(cost.step for cost in costs)
         least_step = max(least_step, step)
         total_step += count * step
@@ -67,7 +104,10 @@ def _terms(pricer: Pricer, pp: int, c: int, family: Family) -> _Terms:
     total = sum(fastest[kind] * count for kind, count in counts.items())
     slowest = _slowest_stage(fastest, counts, pp, total)
     links = (pp - 1) * pricer.least_send(pp, c, family)
-    return _Terms(total, slowest, links, max(least_step, total_step / pp), largest, leanest)
+    blocks = [time for kind, time in fastest.items() if kind.kind is LayerKind.BLOCK]
+    ends = max((time for kind, time in fastest.items() if kind.kind is not LayerKind.BLOCK), default=0.0)
+    once = max(least_step, total_step / pp)
+    return _Terms(total, slowest, links, once, largest, leanest, min(blocks), max(blocks), again, ends)
 
 
 def _slowest_stage(fastest: dict[LayerType, float], counts: Counter[LayerType], pp: int, total: float) -> float:

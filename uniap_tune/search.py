@@ -22,7 +22,7 @@ from typing import Protocol
 from uniap_tune.bounds import chain_bounds
 from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
-from uniap_tune.interleave import leading_seconds, most_leading
+from uniap_tune.lean import least_bytes
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import QuickBounds
 from uniap_tune.solvers import Solve, solver_named
@@ -31,6 +31,9 @@ from uniap_tune.ties import simplify
 
 # Objectives this close are equal; the simpler plan wins.
 TIE = 1e-9
+
+# Least bytes are sums in another order than those of a plan: relative slack far above their rounding.
+_ROUNDING = 1e-11
 
 
 class SharedValue(Protocol):
@@ -137,8 +140,7 @@ class SearchOptions:
 @dataclass(order=True, slots=True)
 class _Entry:
     """A problem not solved yet, by its bound; ``leading`` is N (0: no leading rule). A refined bound is that of
-    :mod:`uniap_tune.bounds`, any other comes from prices alone; ``base`` is the one from prices, which holds for larger
-    N too. ``followed``: the entry of the next N is queued already."""
+    :mod:`uniap_tune.bounds`, any other comes from prices alone. ``followed``: the next N is queued already."""
 
     bound: float
     pp: int
@@ -146,7 +148,6 @@ class _Entry:
     number: int
     leading: int
     family: Family = field(compare=False)
-    base: float = field(compare=False, default=0.0)
     refined: bool = field(compare=False, default=False)
     followed: bool = field(compare=False, default=False)
 
@@ -172,6 +173,7 @@ class Search:
         self.solved = 0
         self.pruned = 0
         self.queue: list[_Entry] = []
+        self.quick_bounds = QuickBounds(pricer)
 
     def run(self) -> bool:
         """Solve or prune every entry; whether that was cut short."""
@@ -198,15 +200,14 @@ class Search:
 
     def _fill(self) -> None:
         count = 0
-        quick_bound = QuickBounds(self.pricer)
         for pp in self.space.pipeline_sizes():
             for c in self.space.microbatch_counts():
                 for number, family in enumerate(self.space.families(pp, c)):
                     count += 1
                     if count % self.share[1] != self.share[0]:
                         continue
-                    bound = quick_bound(pp, c, family)
-                    entry = _Entry(bound, pp, c, number, int(family.leading), family, bound)
+                    bound = self.quick_bounds(pp, c, family)
+                    entry = _Entry(bound, pp, c, number, int(family.leading), family)
                     self.bounds.setdefault((pp, c), math.inf)
                     if math.isfinite(bound):
                         self.queue.append(entry)
@@ -224,20 +225,22 @@ class Search:
 
     def _step(self, entry: _Entry) -> None:
         """Solve or discard one entry."""
+        if not self._may_fit(entry):
+            self._skip(entry, self._may_fit)
+            return
         formulation = self._formulate(entry)
         if entry.family.virtual_stages > 1:
             self._step_interleaved(entry, formulation)
             return
         bounds = chain_bounds(formulation.problem)
         if entry.leading and math.isinf(bounds.total):
-            smallest = self._smallest_leading(entry)
-            if smallest is not None:
-                heapq.heappush(self.queue, replace(entry, leading=smallest))
+            self._skip(entry, lambda other: math.isfinite(chain_bounds(self._formulate(other).problem).total))
             return
         if bounds.total > self._cutoff():
             self.pruned += 1
             self._prove(entry, bounds.total)
-            self._queue_next_leading(entry)
+            if self._has_next_leading(entry):  # prune all that follow at once, if that is what time alone says
+                self._queue_leading(entry, entry.leading + 1, self._bound_without_limit(entry))
             return
         if not entry.refined and self.queue and bounds.total > self.queue[0].bound:
             # another entry may now be more promising, and may prune this one
@@ -259,10 +262,7 @@ class Search:
             self._keep(entry, formulation, solution.assignment)
         self._prove(entry, max(entry.bound, solution.bound_s))
         self.solved += 1
-        count = entry.leading + 1
-        if entry.leading and count <= most_leading(formulation.problem):
-            bound = entry.base + leading_seconds(formulation.problem, count)
-            heapq.heappush(self.queue, replace(entry, leading=count, bound=bound))
+        self._queue_next_leading(entry)
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
@@ -290,31 +290,44 @@ class Search:
 
     # -- recomputing the first N blocks ---------------------------------------------------------------------------
 
-    def _smallest_leading(self, entry: _Entry) -> int | None:
-        """The smallest N whose memory may fit, ``None`` if not even recomputing every block does."""
-        low, high = entry.leading, self.space.model.num_layers
-        if math.isinf(self._memory_bound(replace(entry, leading=high))):
-            return None
+    def _may_fit(self, entry: _Entry) -> bool:
+        """Whether prices alone do not rule it out."""
+        needed = least_bytes(self.pricer, entry.pp, entry.c, entry.family, entry.leading)
+        return needed <= self.pricer.limit_bytes * (1 + _ROUNDING)
+
+    def _skip(self, entry: _Entry, may_fit: Callable[[_Entry], bool]) -> None:
+        """Go on with the smallest N that may fit, if any; that of ``entry`` does not."""
+        low, high = entry.leading, self._most_leading(entry)
+        if low >= high or not may_fit(replace(entry, leading=high)):
+            return
         while high - low > 1:  # low does not fit, high may
             middle = (low + high) // 2
-            if math.isinf(self._memory_bound(replace(entry, leading=middle))):
-                low = middle
-            else:
-                high = middle
-        return high
+            low, high = (low, middle) if may_fit(replace(entry, leading=middle)) else (middle, high)
+        self._queue_leading(entry, high)
 
-    def _memory_bound(self, entry: _Entry) -> float:
-        return chain_bounds(self._formulate(entry).problem).total
+    def _most_leading(self, entry: _Entry) -> int:
+        """The largest N that is not recomputing every block, which is a family of its own; 0 without a leading rule."""
+        if not entry.leading:
+            return 0
+        blocks, v = self.pricer.num_blocks, entry.family.virtual_stages
+        return blocks - 1 if v == 1 else blocks // (v * entry.pp)
+
+    def _has_next_leading(self, entry: _Entry) -> bool:
+        return bool(entry.leading) and not entry.followed and entry.leading < self._most_leading(entry)
 
     def _queue_next_leading(self, entry: _Entry) -> None:
-        if not entry.leading or entry.followed or entry.leading >= self.space.model.num_layers:
-            return
-        following = replace(entry, leading=entry.leading + 1)
-        problem = self._formulate(following).problem
+        if self._has_next_leading(entry):
+            self._queue_leading(entry, entry.leading + 1)
+
+    def _bound_without_limit(self, entry: _Entry) -> float:
+        """A bound on this N and all larger ones, which take longer for the same cut."""
+        problem = self._formulate(entry).problem
         everything = sum(float(t.bytes_in_flight(entry.c).max() + t.transient_bytes.max()) for t in problem.layers)
-        free = replace(problem, memory_limit_bytes=2 * everything)
-        following.bound = max(entry.base, chain_bounds(free).total)
-        heapq.heappush(self.queue, following)
+        return chain_bounds(replace(problem, memory_limit_bytes=2 * everything)).total
+
+    def _queue_leading(self, entry: _Entry, count: int, bound: float = 0.0) -> None:
+        bound = max(bound, self.quick_bounds.leading(entry.pp, entry.c, entry.family, count))
+        heapq.heappush(self.queue, replace(entry, leading=count, bound=bound, refined=False, followed=False))
 
     # -- the answer -----------------------------------------------------------------------------------------------
 

@@ -17,11 +17,11 @@ from uniap_tune.errors import StoppedError
 from uniap_tune.formulate import Pricer
 from uniap_tune.frontier import Frontier, fastest_point, leanest_point
 from uniap_tune.interleave import most_leading
-from uniap_tune.lean import least_bytes, recompute_seconds
+from uniap_tune.lean import least_bytes
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, build, infeasible, validate
 from uniap_tune.problem import Problem, Status
-from uniap_tune.quick import quick_bound
+from uniap_tune.quick import QuickBounds
 from uniap_tune.search import Candidate
 from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
@@ -165,7 +165,7 @@ class _MemoryJob:
         self.request = request
         self.space, self.prices = build(request)
         self.places = list(_places(self.space))
-        branches = [branch_of(self.space, self.prices, *place) for place in self.places]
+        branches = [branch_of(self.prices, *place) for place in self.places]
         self.search = EpsilonSearch(branches, deadline=deadline)
 
     def point(self, found: Found) -> Point:
@@ -206,7 +206,7 @@ def _places(space: Space) -> Iterator[tuple[int, int, Family]]:
                 yield pp, c, family
 
 
-def branch_of(space: Space, prices: Pricer, pp: int, c: int, family: Family) -> Branch:
+def branch_of(prices: Pricer, pp: int, c: int, family: Family) -> Branch:
     """The problems of a (pp, c, family): one, or one for each number of leading blocks recomputed."""
 
     def problem(number: int) -> Problem:
@@ -215,15 +215,16 @@ def branch_of(space: Space, prices: Pricer, pp: int, c: int, family: Family) -> 
     def least(number: int) -> float:
         return least_bytes(prices, pp, c, family, number)
 
-    floor = quick_bound(prices, pp, c, family)
+    bounds = QuickBounds(prices)
+    floor = bounds(pp, c, family)
     if not family.leading:
         return Branch(problem, lambda _: floor, least)
 
     def leading_floor(number: int) -> float:
-        return floor + recompute_seconds(prices, pp, c, family, number)
+        return bounds.leading(pp, c, family, number)
 
     interleaved = family.virtual_stages > 1 and math.isfinite(floor)
-    last = most_leading(problem(1)) if interleaved else space.model.num_layers
+    last = most_leading(problem(1)) if interleaved else prices.num_blocks - 1  # all of them are a family of their own
     return Branch(problem, leading_floor, least, first=1, last=max(1, last))
 
 
