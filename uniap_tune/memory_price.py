@@ -138,7 +138,7 @@ def _all_problems(space: Space, prices: Pricer, deadline: Deadline) -> EpsilonSe
     free = prices.with_limit(_UNLIMITED * prices.limit_bytes)
     return EpsilonSearch(
         [
-            branch_of(space, free, pp, c, family)
+            branch_of(free, pp, c, family)
             for pp in space.pipeline_sizes()
             for c in space.microbatch_counts()
             for family in space.families(pp, c)
