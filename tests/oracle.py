@@ -67,21 +67,24 @@ def in_flight(parts: int, c: int, v: int) -> list[int]:
 def cuts(problem: Problem) -> Iterator[list[int]]:
     """Every cut the problem allows: any without virtual stages; nearly even ones with them."""
     n, count = len(problem.layers), problem.num_stages * problem.virtual_stages
-    rule = problem.leading
+    for stage in partitions(n, count):
+        if problem.virtual_stages == 1 or is_even(problem, stage, count):
+            yield stage
+
+
+def is_even(problem: Problem, stage: list[int], count: int) -> bool:
+    """Whether all intervals take nearly as long; only one that is an end alone may take longer."""
+    n, rule = len(problem.layers), problem.leading
     seconds = [
         min(t.time_s[k] for k in range(len(t.time_s)) if rule is None or not rule.counted[u] or not rule.leading[u][k])
         for u, t in enumerate(problem.layers)
     ]
-    mean, least = sum(seconds) / count, 0 if rule is None else rule.count
-    for stage in partitions(n, count):
-        if problem.virtual_stages > 1:
-            inner = [stage[1 : n - 1].count(s) for s in range(count)]
-            spent = [sum(seconds[u] for u in range(n) if stage[u] == s) for s in range(count)]
-            short = any(time < 0.75 * mean * (1 - 1e-12) for time in spent)
-            long = any(time > 1.25 * mean * (1 + 1e-12) for time, size in zip(spent, inner, strict=True) if size)
-            if short or long or min(inner) < least:
-                continue
-        yield stage
+    mean = sum(seconds) / count
+    inner = [stage[1 : n - 1].count(s) for s in range(count)]
+    spent = [sum(seconds[u] for u in range(n) if stage[u] == s) for s in range(count)]
+    short = any(time < 0.75 * mean * (1 - 1e-12) for time in spent)
+    long = any(time > 1.25 * mean * (1 + 1e-12) for time, size in zip(spent, inner, strict=True) if size)
+    return not short and not long and min(inner) >= (0 if rule is None else rule.count)
 
 
 def brute_force(problem: Problem) -> float:
