@@ -61,7 +61,11 @@ def _verdict(diagnosis: Diagnosis) -> tuple[str, str]:
     if diagnosis.fits is None:
         return "does not run", "red"
     word, style = ("fits", "green") if diagnosis.fits else ("does not fit", "red")
-    return (word, style) if diagnosis.is_certain else (f"{word}, but within the error of the prediction", "yellow")
+    if not diagnosis.is_certain:
+        return f"{word}, but within the error of the prediction", "yellow"
+    if diagnosis.fits and diagnosis.broken:
+        return f"{word}, but breaks rules of {diagnosis.setup.engine}", "yellow"
+    return word, style
 
 
 def _memory(out: Console, diagnosis: Diagnosis, breakdown: Breakdown) -> None:

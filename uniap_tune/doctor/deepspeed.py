@@ -61,7 +61,9 @@ class DeepSpeedSetup:
 
     @property
     def zero(self) -> int:
-        """The ZeRO stage."""
+        """The ZeRO stage; ``true`` is an old way to write 1."""
+        if self.values.get("zero_optimization") is True:
+            return 1
         stage = self.zero_section.get("stage", 0)
         return stage if isinstance(stage, int) and 0 <= stage <= 3 else 0
 

@@ -165,7 +165,9 @@ def _from_json(values: Mapping[str, Any], path: Path, where: str, given: Given) 
     unknown = next((name for name in given.pairs if name not in _SCRIPT_SETTINGS), None)
     if unknown is not None:
         raise InputError(
-            f"--set {unknown}: {where} decides it", why=f"only {', '.join(_SCRIPT_SETTINGS)} are left open"
+            f"--set {unknown}: {where} decides it",
+            why=f"only {', '.join(_SCRIPT_SETTINGS)} are left open",
+            fix="edit the file instead",
         )
     why = "a DeepSpeed JSON does not say it"
     model = _required(given.model, "--model", why)
