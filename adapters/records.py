@@ -17,6 +17,7 @@ from uniap_tune.cost.runtime import (
     CORE_ATTENTION,
     MEGATRON_2021,
     MEGATRON_DEEPSPEED_2023,
+    NEMO_2024,
     PYTORCH_FSDP,
     RECOMPUTE_MODULES,
     Runtime,
@@ -383,4 +384,6 @@ class _Reader:
             return replace(engine, keeps_scores=self._record.get("ops_per_stage") is not None)
         # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
         graphs = whole and implementation != "none"
+        if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
+            return replace(NEMO_2024, cuda_graphs=graphs)
         return Runtime(cuda_graphs=graphs, loss_bytes=4.0, narrow_parameters=self._is_bridge())

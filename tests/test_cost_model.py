@@ -235,3 +235,13 @@ def test_pricing_a_trillion_parameters_is_fast():
                             priced += 1
     assert priced == 4608
     assert time.process_time() - start < 1.0
+
+
+def test_clocks_fall_with_the_power_limit():
+    def seconds(watts: float | None) -> float:
+        return price(make(cluster=make_cluster(1, device=replace(DEVICE, watts=watts)))).forward
+
+    peak = max(DEVICE.peak_flops.values())
+    roomy = seconds(peak / 0.5e12)
+    assert seconds(None) == roomy
+    assert roomy < seconds(peak / 1.5e12) < seconds(peak / 3e12) < 3 * roomy

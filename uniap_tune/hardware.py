@@ -129,6 +129,7 @@ def _device(name: str, table: dict[str, Any]) -> Device:
         memory_bandwidth=table["memory_gbps"] * 1e9,
         peak_flops={dtype: table["peak_tflops"][dtype] * 1e12 for dtype in DType if dtype in table["peak_tflops"]},
         num_sms=table["num_sms"],
+        watts=float(table["watts"]),
         source=f"{table['source']}; memory {table['memory_note']}",
     )
 

@@ -189,7 +189,8 @@ class Model:
 class Device:
     """An accelerator. ``peak_flops`` maps a :class:`DType` to dense FLOP/s without sparsity.
 
-    ``generation`` names the set of efficiency constants it uses (``uniap_tune/data/efficiency``).
+    ``generation`` names the set of efficiency constants it uses (``uniap_tune/data/efficiency``); ``watts`` is its
+    power limit (``None``: not known, its clocks hold under load).
     """
 
     name: str
@@ -199,6 +200,7 @@ class Device:
     memory_bandwidth: float
     peak_flops: Mapping[DType, float]
     num_sms: int
+    watts: float | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

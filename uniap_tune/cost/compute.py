@@ -91,7 +91,7 @@ class ComputeModel:
         self._runtime = runtime
         self._efficiency = efficiency
         dtype = job.precision.compute
-        clocks = efficiency.sustained.get(device.name, 1.0)
+        clocks = efficiency.clocks(device)
         self._wide = (
             clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype)) * efficiency.gemm
         )
@@ -236,8 +236,8 @@ class ComputeModel:
             inputs = 2 * tokens * model.hidden_size + tokens * model.q_width / shape.tp + active
             outputs = 2 * tokens * model.hidden_size + gate * active
             outputs += tokens * (model.q_width + 2 * model.kv_width) / shape.tp
-            forward += _CAST_FORWARD * inputs
-            backward += _CAST_BACKWARD * outputs
+            forward += self._runtime.cast_traffic * _CAST_FORWARD * inputs
+            backward += self._runtime.cast_traffic * _CAST_BACKWARD * outputs
         return forward, backward
 
     def _embedding(self, shape: Shape) -> Compute:

@@ -6,6 +6,7 @@ its source or is marked [Empirical]; ``docs/explanation/accuracy.md`` shows how 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -25,9 +26,10 @@ class Efficiency:
 
     Attributes:
         generation: the file it came from.
-        gemm: fraction of peak FLOP/s of a large matrix multiplication, in the clock and power limits of training.
+        gemm: fraction of peak FLOP/s of a large matrix multiplication at the clocks the power limit leaves.
+        efficient_flops_per_watt: peak 16-bit FLOP/s a watt of the power limit up to which clocks hold under load.
+        power_exponent: how clocks fall beyond it: with this power of the ratio.
         quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak.
-        sustained: for devices whose clocks under load differ from the generation's by their power limit, the factor.
         gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
         gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
         misaligned: times as long a GEMM takes whose rows are not multiples of 16 bytes.
@@ -53,8 +55,9 @@ class Efficiency:
 
     generation: str
     gemm: float
+    efficient_flops_per_watt: float
+    power_exponent: float
     quantized: Mapping[DType, float]
-    sustained: Mapping[str, float]
     gemm_wave_exponent: float
     gemm_k_ramp: float
     misaligned: float
@@ -77,6 +80,13 @@ class Efficiency:
     expert_band: float
     expert_memory_band: float
 
+    def clocks(self, device: Device) -> float:
+        """Clocks under the load of matrix multiplications, as a fraction of the boost clocks of the data sheet."""
+        peak = device.peak_flops.get(DType.BF16) or device.peak_flops.get(DType.FP16)
+        if device.watts is None or peak is None:
+            return 1.0
+        return math.pow(min(1.0, self.efficient_flops_per_watt * device.watts / peak), self.power_exponent)
+
 
 def efficiency_for(device: Device) -> Efficiency:
     """The constants of a device's generation, or the generic ones."""
@@ -96,14 +106,12 @@ def load_efficiency(generation: str) -> Efficiency:
     values = _read(GENERIC)
     own = _read(generation)
     quantized = {**values.pop("quantized"), **own.pop("quantized", {})}
-    sustained = own.pop("sustained", {})
     values.update(own)
     known = {field.name for field in fields(Efficiency)}
     numbers = {key: value for key, value in values.items() if key in known}
     return Efficiency(
         generation=generation,
         quantized=MappingProxyType({DType(name): value for name, value in quantized.items()}),
-        sustained=MappingProxyType(sustained),
         **numbers,
     )
 
