@@ -227,8 +227,11 @@ def _always(found: Tradeoff) -> Iterator[tuple[str, str]]:
         other = "memory" if found.axis is Axis.MEMORY else "devices"
         yield "Marked x", f"pass over: another point has a step no longer with no more {other}"
     if found.axis is Axis.MEMORY and found.goal is None:
-        many = f"{len(found.points)} points"
-        yield "All", f"these {many} are all there are" if found.complete else f"{many} of more; --all finds the others"
+        many = len(found.points)
+        yield (
+            "All",
+            f"these {many} are all there are" if found.complete else "there may be more; --all finds every point",
+        )
     if found.stopped:
         yield "Stopped", "before everything asked for was found; what is shown is right"
     yield "Proof", _proof(found.axis)
@@ -240,9 +243,7 @@ def _proof(axis: Axis) -> str:
             "for each point: no plan within its memory is faster, and none as fast needs less memory. "
             "The times compared are TPI, the solver's closed form; those shown are simulated"
         )
-    return (
-        "each is the plan with the least TPI, the solver's closed form, on so many devices; steps shown are simulated"
-    )
+    return "for each number of devices: no plan has a lower TPI, the solver's closed form. Steps shown are simulated"
 
 
 def _sentence(out: Console, label: str, text: str) -> None:

@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
         raise
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
     _write(args, found)
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
@@ -167,7 +170,7 @@ def _plan_files(found: Tradeoff) -> dict[str, str]:
     """The launch files of the chosen plan, or those of every point in a folder of its own."""
     if found.chosen is not None:
         return _launch_files(found.points[found.chosen])
-    files = {}
+    files: dict[str, str] = {}
     for number, point in enumerate(found.points, start=1):
         folder = f"point-{number:02d}" if found.axis == "memory" else f"devices-{point.devices}"
         files |= {f"{folder}/{name}": text for name, text in _launch_files(point).items()}
