@@ -40,6 +40,12 @@ PLANNED: list[tuple[str, str, int, int, list[str]]] = [
     ("qwen3-32b", "4x8:h100", 256, 4096, ["pp=4"]),
     ("gpt2-xl", "1x4:l4", 32, 1024, []),
     ("mistral-7b", "1x8:h100", 64, 8192, ["zero=3"]),
+    ("llama-3-70b", "8x8:h100", 128, 8192, ["vpp=5", "tp=4"]),
+    ("llama-3-70b", "4x8:h100", 64, 8192, ["recompute=full", "pp=4"]),
+    ("gpt-22b", "8x8:a100-80gb", 256, 2048, ["vpp=3"]),
+    ("mixtral-8x7b", "8x8:h100", 256, 4096, []),
+    ("mixtral-8x7b", "4x8:h100", 128, 4096, ["ep=4", "pp=4"]),
+    ("qwen3-30b-a3b", "4x8:h100", 256, 4096, ["tp=2", "ep=8"]),
 ]
 # an argument Megatron does not know, and a pipeline that does not divide the layers
 BROKEN = [["--no-such-argument"], ["--pipeline-model-parallel-size", "5"]]
@@ -219,6 +225,11 @@ def test_megatron_builds_the_parameters_of_each_stage(pair: tuple[Launch, dict[s
     launch, got = pair
     if not got["stage_parameters"]:
         pytest.skip("needs TransformerEngine")
+    assert_same_parameters(launch, got)
+
+
+def assert_same_parameters(launch: Launch, got: dict[str, Any]) -> None:
+    """The plan's stages hold, on one rank, as many parameters as the model that Megatron builds."""
     model, grid = launch.model, launch.plan.strategies[0]
     tp = grid.tp
     padded = padded_vocabulary(model.vocab_size, tp)
@@ -242,6 +253,23 @@ def test_megatron_runs_what_the_planner_finds(answers: list[dict[str, Any]]) -> 
         assert got["chunk_layers"] == list(map(len, plan.virtual_stage_blocks()))
         assert got["data_parallel_size"] == plan.strategies[0].dp
         assert got["micro_batch_size"] * plan.num_microbatches * plan.strategies[0].dp == made.job.global_batch
+        assert got["stage_parameters"]
+        assert_same_parameters(made, got)
+
+
+def test_the_plans_are_of_many_shapes() -> None:
+    """Dense and with experts, 1B to 1T, up to 64 stages, virtual stages even and not, all axes."""
+    made = [*LAUNCHES, *planned()]
+    grids = [launch.plan.strategies[0] for launch in made]
+    sizes = {launch.plan.pp for launch in made}
+    ragged = [launch.plan for launch in made if len(set(map(len, launch.plan.virtual_stage_blocks()))) > 1]
+    assert len(made) >= 60
+    assert {1, 2, 4, 8, 16, 64} <= sizes
+    assert sum(plan.virtual_stages > 1 for plan in ragged) >= 5
+    assert sum(plan.virtual_stages == 1 for plan in ragged) >= 5
+    assert sum(grid.ep > 1 for grid in grids) >= 10
+    assert sum(grid.cp > 1 for grid in grids) >= 4
+    assert {grid.etp for grid in grids} >= {1, 2, 4}
 
 
 def test_megatron_reports_what_it_refuses(answers: list[dict[str, Any]]) -> None:
