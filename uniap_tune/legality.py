@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Recompute
@@ -40,7 +40,10 @@ def conflict(space: Space) -> Conflict | None:
     if has_strategies(space):
         return None
     knobs = space.knobs
-    for fewer in _without_each(knobs):
+    grid = {knob: value for knob, value in knobs.fix.items() if knob in _GRID}
+    if len(grid) == len(_GRID) and prod(map(int, grid.values())) != space.cluster.num_devices:
+        knobs = Knobs(fix=grid)  # without its cp it would clash for another reason
+    for fewer in _without_each(knobs) if knobs is space.knobs else ():
         smaller = _common(knobs, fewer)
         if not has_strategies(replace(space, knobs=smaller)):
             knobs = smaller
@@ -105,20 +108,19 @@ def _bans(space: Space, _: Mapping[str, int]) -> Iterator[str]:
 def _devices(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
     grid = {knob: fixed[knob] for knob in _GRID if knob in fixed}
     total, devices = prod(grid.values()), space.cluster.num_devices
-    if devices % total == 0 and not (len(grid) == len(_GRID) and total != devices):
-        return
     text = " x ".join(f"{knob}({value})" for knob, value in grid.items())
     made = text if len(grid) == 1 else f"{text} = {total}"
-    yield (
-        f"{made} is not the {devices} devices"
-        if devices % total == 0
-        else (f"{made} does not divide the {devices} devices")
-    )
+    if devices % total:
+        yield f"{made} does not divide the {devices} devices"
+    elif total != devices and grid.keys() >= {"tp", "dp", "pp"}:
+        left = f"leaves cp {devices // total}, which is tried only when asked for"
+        yield f"{made} is not the {devices} devices" if "cp" in grid else f"{made} of the {devices} devices {left}"
 
 
 def _stages(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
     layers = space.model.num_layers + 2
-    pp, v = fixed.get("pp", 1), fixed.get("vpp", 1)
+    v = fixed.get("vpp", 1)
+    pp = fixed.get("pp", 2 if v > 1 else 1)
     if pp > layers:
         yield f"pp {pp} is more than the {layers} layers (embedding and head counted), and no stage may be empty"
     elif pp * v > layers:
@@ -154,8 +156,8 @@ def _pipeline(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
         yield f"{target} does not interleave its pipeline"
     elif v > 1 and pp == 1:
         yield f"vpp {v} needs a pipeline, and pp is 1"
-    elif v > 1 and pp and c % pp:
-        yield f"an interleaved pipeline needs its {c} micro-batches in multiples of pp {pp}"
+    elif v > 1 and c and (c % pp if pp else gcd(c, space.cluster.num_devices) == 1):
+        yield f"an interleaved pipeline needs its {c} micro-batches in multiples of its stages"
 
 
 def _zero(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
