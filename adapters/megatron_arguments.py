@@ -203,7 +203,7 @@ def read_runtime(args: Fields) -> Runtime:
 def _recompute_modules(args: Fields) -> frozenset[str]:
     """What selective recomputation repeats; by default the attention core."""
     named = args.get("recompute-modules")
-    words = named if isinstance(named, list) else re.split(r"[\s,]+", text(args, "recompute-modules"))
+    words = named if isinstance(named, list) else re.findall(r"\w+", text(args, "recompute-modules"))
     return RECOMPUTE_MODULES.intersection(str(word) for word in words) or frozenset({CORE_ATTENTION})
 
 

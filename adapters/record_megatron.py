@@ -22,6 +22,7 @@ from .megatron_arguments import (
 from .megatron_kinds import bert_arguments, bert_model, t5_arguments, t5_model
 from .record_cluster import read_record_cluster
 from .record_fields import Fields, SkippedRecordError, count, mapping, required, text
+from .record_layout import laid_out
 
 _OTHER_MODELS = ("multimodal", "hybrid", "mamba", "retro", "vision")
 
@@ -97,6 +98,9 @@ def _states_attention(args: Fields) -> bool:
 
 def _chunks(args: Fields, model: Model, strategy: Strategy, pp: int) -> tuple[tuple[Layers, ...], ...]:
     types = [layer.type for layer in build_graph(model).layers]
+    if text(args, "pipeline-model-parallel-layout"):
+        layout = text(args, "pipeline-model-parallel-layout")
+        return _block_recompute(args, laid_out(layout, model, strategy, pp, None))
     first = count(args, "decoder-first-pipeline-num-layers")
     last = count(args, "decoder-last-pipeline-num-layers")
     virtual = count(args, "num-virtual-stages-per-pipeline-rank") or 1
