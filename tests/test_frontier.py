@@ -17,6 +17,7 @@ from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.frontier import Frontier, below, fastest_point, leanest_point
 from uniap_tune.problem import Problem, evaluate, is_valid
+from uniap_tune.quick import QuickBounds
 from uniap_tune.search import TIE
 from uniap_tune.strategy import Target
 from uniap_tune.tradeoff import branch_of
@@ -183,7 +184,8 @@ def searched(job: Tiny) -> EpsilonSearch:
     space = job.space
     pairs = itertools.product(space.pipeline_sizes(), space.microbatch_counts())
     places = [(pp, c, family) for pp, c in pairs for family in space.families(pp, c)]
-    return EpsilonSearch([branch_of(job.pricer, *place) for place in places])
+    floors = QuickBounds(job.pricer)
+    return EpsilonSearch([branch_of(job.pricer, floors, *place) for place in places])
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.test_frontier import JOBS, plans
 from tests.tiny import Tiny, tiny
-from uniap_tune.lean import least_bytes
+from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.problem import Problem
 from uniap_tune.strategy import Target
 
@@ -29,15 +30,41 @@ def bounds(job: Tiny) -> list[tuple[bool, float, float]]:
     return found
 
 
-@pytest.mark.parametrize("name", [*JOBS, "large ends", "four stages"])
-def test_it_is_a_bound(name: str) -> None:
-    more = {
-        "large ends": tiny(Target.MEGATRON, num_layers=3, vocab_size=60000, cluster="1x4:a100-80gb"),
-        "four stages": tiny(Target.MEGATRON, num_layers=6, cluster="1x4:a100-80gb", fix=("pp=4",), global_batch=8),
-    }
-    found = bounds((JOBS | more)[name])
+ALL_JOBS = JOBS | {
+    "large ends": tiny(Target.MEGATRON, num_layers=3, vocab_size=60000, cluster="1x4:a100-80gb"),
+    "four stages": tiny(Target.MEGATRON, num_layers=6, cluster="1x4:a100-80gb", fix=("pp=4",), global_batch=8),
+}
+
+
+@pytest.mark.parametrize("name", ALL_JOBS)
+def test_least_bytes_are_a_bound(name: str) -> None:
+    found = bounds(ALL_JOBS[name])
     assert found
     for exact, bound, truth in found:
         assert bound <= truth * (1 + 1e-12)
         if exact:
             assert bound == pytest.approx(truth, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL_JOBS)
+def test_least_seconds_are_a_bound_under_every_limit(name: str) -> None:
+    for free, bound, truth in least_seconds_of(ALL_JOBS[name]):
+        assert free <= bound <= truth * (1 + 1e-12)
+
+
+def test_memory_raises_least_seconds() -> None:
+    """Where cuts must be lopsided to fit, and only there, the bound is higher than without a limit."""
+    found = list(least_seconds_of(JOBS["lopsided cuts"]))
+    assert any(bound > free for free, bound, _ in found)
+    assert any(bound == free > 0 for free, bound, _ in found)
+
+
+def least_seconds_of(job: Tiny) -> Iterator[tuple[float, float, float]]:
+    """Of every problem under several limits: the bound without a limit, the bound, and the truth."""
+    for pp, c, family, problem in job.problems():
+        number = problem.leading.count if problem.leading is not None else 0
+        values = plans(replace(problem, memory_limit_bytes=math.inf))
+        free = least_seconds(job.pricer, pp, c, family, number, math.inf)
+        for limit in sorted({size for _, size in values})[::5]:
+            truth = min(seconds for seconds, size in values if size <= limit)
+            yield free, least_seconds(job.pricer, pp, c, family, number, limit), truth

@@ -32,6 +32,10 @@ def _nothing(_number: int) -> float:
     return 0.0
 
 
+def _nothing_under(_number: int, _limit_bytes: float) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Branch:
     """Problems alike but for one number, ``first`` to ``last``: how many blocks of a stage are recomputed.
@@ -42,11 +46,13 @@ class Branch:
     Attributes:
         problem: the problem of a number; its memory limit means nothing.
         floor_s: no plan of a number has a TPI below this, under any limit; it does not fall with the number.
+        bound_s: no plan of a number has a TPI below this under a limit; cheap, and at least ``floor_s`` where it helps.
         least_bytes: no plan of a number has a peak below this; it does not rise with the number.
     """
 
     problem: Callable[[int], Problem]
     floor_s: Callable[[int], float] = _nothing
+    bound_s: Callable[[int, float], float] = _nothing_under
     least_bytes: Callable[[int], float] = _nothing
     first: int = 0
     last: int = 0
@@ -129,46 +135,44 @@ class EpsilonSearch:
         return queue
 
     def _step(self, entry: _Entry, queue: list[_Entry], limit: float, cutoff: float) -> None:
-        if entry.step is _Step.OPEN:
-            self._open(entry, queue, limit)
-        elif entry.step is _Step.BOUND:
-            total, bounds = self._bound_at(entry.branch, entry.number, limit)
-            self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=_Step.SOLVE, bounds=bounds))
-        else:
+        if entry.step is _Step.SOLVE:
             self._solve_at(entry, limit, cutoff)
-
-    def _open(self, entry: _Entry, queue: list[_Entry], limit: float) -> None:
-        """Turn "this number and all after it" into an entry of this number and one of those after it."""
-        index, number = entry.branch, entry.number
-        known = self._bound(index, number, limit)
-        if known > 0:
+        elif not self._has_room(entry.branch, entry.number, limit):
+            self._skip(entry, queue, limit)
+        elif entry.step is _Step.OPEN:
+            known = self._bound(entry.branch, entry.number, limit)
             self._push(queue, replace(entry, bound_s=max(entry.bound_s, known), step=_Step.BOUND))
+            self._push_from(queue, entry, entry.number + 1)
         else:
-            total, bounds = self._bound_at(index, number, limit)
-            if math.isinf(total):
-                self._skip(entry, queue, limit)
-                return
-            self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=_Step.SOLVE, bounds=bounds))
-        if number < self.branches[index].last:
-            self._push(queue, replace(entry, number=number + 1, bound_s=self._floor(index, number + 1)))
+            self._bound_at(entry, queue, limit)
+
+    def _push_from(self, queue: list[_Entry], entry: _Entry, number: int) -> None:
+        """Queue a number of a branch and all after it."""
+        if number <= self.branches[entry.branch].last:
+            self._push(queue, replace(entry, number=number, bound_s=self._floor(entry.branch, number)))
 
     def _skip(self, entry: _Entry, queue: list[_Entry], limit: float) -> None:
-        """Go on with the smallest number that may fit; this one does not."""
-        index, last = entry.branch, self.branches[entry.branch].last
-        if self._has_room(index, entry.number, limit):  # the sum of the bytes does not rule it out
+        """Go on with the smallest number that may fit; this one needs too much memory."""
+        index = entry.branch
+        self._proofs(index, entry.number).add(limit, math.inf)
+        if entry.step is _Step.OPEN:
+            last = self.branches[index].last
+            number = _first(lambda n: self._has_room(index, n, limit), entry.number + 1, last)
+            self._numbers.setdefault(index, _Proofs()).add(limit, number)
+            self._push_from(queue, entry, number)
 
-            def may_fit(number: int) -> bool:
-                return math.isfinite(self._bound_at(index, number, limit)[0])
-
-        else:
-
-            def may_fit(number: int) -> bool:
-                return self._has_room(index, number, limit)
-
-        number = _first(may_fit, entry.number + 1, last)
-        self._numbers.setdefault(index, _Proofs()).add(limit, number)
-        if number <= last:
-            self._push(queue, replace(entry, number=number, bound_s=self._floor(index, number)))
+    def _bound_at(self, entry: _Entry, queue: list[_Entry], limit: float) -> None:
+        """Raise the bound of an entry: by prices alone if they do, else from the arrays of its problem."""
+        index, number, bounds = entry.branch, entry.number, None
+        total, step = self.branches[index].bound_s(number, limit), entry.step
+        if total <= entry.bound_s:
+            step = _Step.SOLVE  # at once for interleaved pipelines, which have no other bounds
+            problem = self._problem(index, number, limit)
+            if problem.virtual_stages == 1:
+                bounds = chain_bounds(problem)
+                total = bounds.total
+        self._proofs(index, number).add(limit, total)
+        self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=step, bounds=bounds))
 
     def _solve_at(self, entry: _Entry, limit: float, cutoff: float) -> None:
         problem = self._problem(entry.branch, entry.number, limit)
@@ -201,18 +205,6 @@ class EpsilonSearch:
     def _bound(self, index: int, number: int, limit: float) -> float:
         proofs = self._bounds.get((index, number))
         return proofs.at(limit) if proofs is not None else 0.0
-
-    def _bound_at(self, index: int, number: int, limit: float) -> tuple[float, ChainBounds | None]:
-        """A bound on TPI under this limit, ``inf`` if nothing fits; interleaved pipelines are left to their solver."""
-        bounds = None
-        total = self._floor(index, number)
-        if not self._has_room(index, number, limit):
-            total = math.inf
-        elif (problem := self._problem(index, number, limit)).virtual_stages == 1:
-            bounds = chain_bounds(problem)
-            total = bounds.total
-        self._proofs(index, number).add(limit, total)
-        return total, bounds
 
     def _has_room(self, index: int, number: int, limit: float) -> bool:
         return self._least(index, number) * (1 - _ROUNDING) <= limit

@@ -29,6 +29,56 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
     without virtual stages where blocks are equal and have one strategy at each place; else every block counts as
     the leanest, and memory as if a stage filled its leanest chunks first.
     """
+    table = _stage_bytes(pricer, pp, c, family, leading)
+    return math.inf if table is None else _bottleneck(table, pricer.num_blocks)
+
+
+def least_seconds(pricer: Pricer, pp: int, c: int, family: Family, leading: int, limit_bytes: float) -> float:
+    """A lower bound on TPI under a memory limit, for a family that has one strategy at each place and one chunk a
+    stage; else 0.
+
+    The slowest stage takes at least what the best balance of the blocks takes where no stage holds more than fit.
+    """
+    if family.virtual_stages > 1 or len(family.blocks) > 1 + family.leading:
+        return 0.0
+    table = _stage_bytes(pricer, pp, c, family, leading)
+    if table is None:
+        return math.inf
+    plain, again = math.inf, math.inf  # seconds of a block, and what recomputing it adds
+    ends = {LayerKind.EMBEDDING: 0.0, LayerKind.HEAD: 0.0}
+    total = 0.0
+    for kind, count in pricer.type_counts.items():
+        times = [pricer.cost(kind, s, pp, c).time for s in family.strategies(kind)]
+        total += count * min(times)
+        if kind.kind is LayerKind.BLOCK:
+            plain, again = min(plain, *times), min(again, max(times) - min(times))
+        else:
+            ends[kind.kind] = min(times)
+    held = np.arange(table.shape[1])
+    seconds = np.tile(held * plain + np.minimum(held, leading) * again, (pp, 1))
+    seconds[0] += ends[LayerKind.EMBEDDING]
+    seconds[-1] += ends[LayerKind.HEAD]
+    fits = table * (1 - _ROUNDING) <= limit_bytes
+    slowest = _bottleneck(np.where(fits, seconds, np.inf), pricer.num_blocks)
+    links = (pp - 1) * pricer.least_send(pp, c, family)
+    whole = total + again * min(leading, pricer.num_blocks)
+    return (whole + links + (c - 1) * slowest) * (1 - _ROUNDING)
+
+
+def _bottleneck(table: FloatArray, blocks: int) -> float:
+    """The least bound on all entries used when ``blocks`` blocks are spread over stages, given [stage, blocks held].
+
+    Entries rise with the blocks held. The first and the last stage may hold none, any other holds some.
+    """
+    needed = max(float(table[0, 0]), float(table[-1, 0]), float(table[1:-1, 1].max(initial=0.0)))
+    entries = table[:, 1:].ravel()
+    if len(entries) < blocks:
+        return math.inf
+    return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
+
+
+def _stage_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int) -> FloatArray | None:
+    """[stage, blocks held] least bytes; ``None`` if no chunk may hold a block."""
     costs: dict[LayerKind, list[LayerCost]] = {kind: [] for kind in LayerKind}
     recomputed: list[LayerCost] = []
     for kind in pricer.type_counts:
@@ -42,7 +92,7 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
     each = _in_flight(plain, flights)
     most = blocks if family.virtual_stages == 1 else min(blocks, _most_of_a_chunk(pricer, pp, c, family))
     if most < 1:
-        return math.inf
+        return None
     lead = min(leading, most)
     units = [np.repeat(each, most - lead, axis=1)]
     update = _least(plain, lambda cost: cost.static + cost.step_bytes)
@@ -60,12 +110,8 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
         held[stage] += _in_flight(costs[end], flights[stage, chunk])
         updated[stage] += _least(costs[end], lambda cost: cost.static + cost.step_bytes)
         spike[stage] = np.maximum(spike[stage], _least(costs[end], lambda cost: cost.transient_bytes))
-    table = np.maximum(held + spike, updated)
-    needed = max(float(table[0, 0]), float(table[-1, 0]), float(table[1:-1, 1].max(initial=0.0)))
-    entries = table[:, 1:].ravel()
-    if len(entries) < blocks:
-        return float("inf")
-    return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
+    table: FloatArray = np.maximum(held + spike, updated)
+    return table
 
 
 def _most_of_a_chunk(pricer: Pricer, pp: int, c: int, family: Family) -> int:

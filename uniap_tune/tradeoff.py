@@ -5,7 +5,6 @@ Every point is a full plan of a request of its own, with its peak as the memory 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,8 +15,7 @@ from uniap_tune.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.errors import StoppedError
 from uniap_tune.formulate import Pricer
 from uniap_tune.frontier import Frontier, fastest_point, leanest_point
-from uniap_tune.interleave import most_leading
-from uniap_tune.lean import least_bytes
+from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, build, infeasible, validate
 from uniap_tune.problem import Problem, Status
@@ -165,7 +163,8 @@ class _MemoryJob:
         self.request = request
         self.space, self.prices = build(request)
         self.places = list(_places(self.space))
-        branches = [branch_of(self.prices, *place) for place in self.places]
+        floors = QuickBounds(self.prices)
+        branches = [branch_of(self.prices, floors, *place) for place in self.places]
         self.search = EpsilonSearch(branches, deadline=deadline)
 
     def point(self, found: Found) -> Point:
@@ -206,26 +205,26 @@ def _places(space: Space) -> Iterator[tuple[int, int, Family]]:
                 yield pp, c, family
 
 
-def branch_of(prices: Pricer, pp: int, c: int, family: Family) -> Branch:
+def branch_of(prices: Pricer, floors: QuickBounds, pp: int, c: int, family: Family) -> Branch:
     """The problems of a (pp, c, family): one, or one for each number of leading blocks recomputed."""
 
     def problem(number: int) -> Problem:
         return prices.formulate(pp, c, family, leading=number).problem
 
+    def floor(number: int) -> float:
+        return floors.leading(pp, c, family, number) if family.leading else floors(pp, c, family)
+
+    def bound(number: int, limit_bytes: float) -> float:
+        return least_seconds(prices, pp, c, family, number, limit_bytes)
+
     def least(number: int) -> float:
         return least_bytes(prices, pp, c, family, number)
 
-    bounds = QuickBounds(prices)
-    floor = bounds(pp, c, family)
-    if not family.leading:
-        return Branch(problem, lambda _: floor, least)
-
-    def leading_floor(number: int) -> float:
-        return bounds.leading(pp, c, family, number)
-
-    interleaved = family.virtual_stages > 1 and math.isfinite(floor)
-    last = most_leading(problem(1)) if interleaved else prices.num_blocks - 1  # all of them are a family of their own
-    return Branch(problem, leading_floor, least, first=1, last=max(1, last))
+    first = last = 0
+    if family.leading:  # recomputing every block is a family of its own
+        v = family.virtual_stages
+        first, last = 1, prices.num_blocks - 1 if v == 1 else prices.num_blocks // (v * pp)
+    return Branch(problem, floor, bound, least, first=first, last=max(first, last))
 
 
 def marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
