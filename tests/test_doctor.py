@@ -18,6 +18,8 @@ from uniap_tune.doctor.setup import Setup, difference
 from uniap_tune.errors import InputError
 from uniap_tune.planner import plan
 from uniap_tune.predict import predict
+from uniap_tune.render.deepspeed import deepspeed_files
+from uniap_tune.space import Knobs
 from uniap_tune.spec import Job
 from uniap_tune.strategy import Target
 from uniap_tune.units import GIB
@@ -246,6 +248,25 @@ def test_a_deepspeed_plan(tmp_path: Path) -> None:
     assert found.fits
     assert found.breakdown is not None
     assert found.breakdown.prediction.step_time_s == pytest.approx(made.step_time_s, rel=0.05)
+
+
+def test_a_split_beside_the_json_is_the_pipeline(tmp_path: Path) -> None:
+    """The files that ``plan`` writes for a pipeline say the same as its plan.json."""
+    name, where = model("llama-2-7b"), cluster("1x8:a100-40gb")
+    made = plan(
+        name, where, Job(global_batch=64, seq_length=2048), target=Target.DEEPSPEED, knobs=Knobs(fix={"pp": "4"})
+    )
+    files = deepspeed_files(made, name, where, Job(global_batch=64, seq_length=2048), "test")
+    for file, text in (files | {"plan.json": made.to_json()}).items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    given = Given(cluster=where, model=name, seq_length=2048)
+    both = [
+        diagnose(read_setup(str(tmp_path / file), what))
+        for file, what in (("ds_config.json", given), ("plan.json", Given()))
+    ]
+    assert both[0].breakdown == both[1].breakdown
+    assert "pipeline_split.json" in " ".join(both[0].setup.notes)
+    assert both[0].setup.settings["pp"] == "4"
 
 
 JOB: dict[str, Any] = {"cluster": cluster("1x8:a100-80gb"), "model": model("llama-2-7b"), "seq_length": 2048}

@@ -114,15 +114,28 @@ def test_what_a_newcomer_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.match(r"1\. .* -> .*: [\d.]+% faster, [\d.]+ s a step, [\d.]+ GiB free --", section(text, "Changes"))
 
 
+def stage_rows(text: str) -> list[list[str]]:
+    """The table of stages."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("stage"))
+    return [line.split() for line in lines[start + 1 : lines.index("", start)]]
+
+
 def test_stages_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", *CALLS["fits"][0]])
-    lines = capsys.readouterr().out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("stage"))
-    rows = [line.split() for line in lines[start + 1 : lines.index("", start)]]
+    rows = stage_rows(capsys.readouterr().out)
     assert [row[0] for row in rows] == ["0", "1"]
     for row in rows:
         *parts, total, _ = map(float, row[2:])
         assert sum(parts) == pytest.approx(total, abs=0.3)
+
+
+def test_the_fullest_of_many_stages_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = ",".join(["4"] * 9 + ["20"] + ["4"] * 6)
+    main(["doctor", *settings("llama-3-70b", "16x8:a100-80gb", "tp=8", "pp=16", f"layers={layers}")])
+    rows = stage_rows(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "5", "…", "9", "…", "14", "15"]
+    assert rows[7][1] == "20"
 
 
 def test_what_does_not_fit_says_what_takes_the_memory(capsys: pytest.CaptureFixture[str]) -> None:

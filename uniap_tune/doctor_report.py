@@ -93,12 +93,10 @@ def _stage_table(out: Console, diagnosis: Diagnosis, breakdown: Breakdown) -> No
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for title in ("stage", "layers", *_COLUMNS.values(), "GiB", "room"):
         table.add_column(title, justify="right", no_wrap=True)
-    count = len(breakdown.memory)
-    for stage in range(count):
-        if count > _MOST_STAGES and _MOST_STAGES - 3 <= stage < count - 2:
-            if stage == _MOST_STAGES - 3:
-                table.add_row("…")
-            continue
+    shown = _shown_stages(len(breakdown.memory), diagnosis.fullest)
+    for before, stage in zip([-1, *shown], shown, strict=False):
+        if stage > before + 1:
+            table.add_row("…")
         memory, room = breakdown.memory[stage], diagnosis.room_bytes[stage]
         sizes = [f"{memory.get(part, 0.0) / GIB:.1f}" for part in _COLUMNS]
         total = f"{sum(memory.values()) / GIB:.1f}"
@@ -107,6 +105,13 @@ def _stage_table(out: Console, diagnosis: Diagnosis, breakdown: Breakdown) -> No
     out.print()
     out.print(table)
     out.print()
+
+
+def _shown_stages(count: int, fullest: int) -> list[int]:
+    """All stages, or of many the outer ones and the fullest."""
+    if count <= _MOST_STAGES:
+        return list(range(count))
+    return sorted({*range(_MOST_STAGES - 4), fullest, count - 2, count - 1})
 
 
 def _time(out: Console, breakdown: Breakdown) -> None:
