@@ -78,7 +78,7 @@ class Candidate:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What makes two candidates different plans: not recomputation alone."""
+        """What makes two candidates different plans: not recomputation or virtual stages alone."""
         return (self.pp, self.num_microbatches, self.family.grid)
 
     @property

@@ -119,16 +119,16 @@ class Family:
     def grid(self) -> str:
         """Its one grid in short form, without recompute, or how many strategies it has."""
         grids = {replace(s, recompute=Recompute.NONE).describe() for s in self.blocks}
-        text = grids.pop() if len(grids) == 1 else f"{len(self.blocks)} strategies"
-        return f"{text} vpp{self.virtual_stages}" if self.virtual_stages > 1 else text
+        return grids.pop() if len(grids) == 1 else f"{len(self.blocks)} strategies"
 
     @property
     def name(self) -> str:
-        """Its grid and how it recomputes."""
+        """Its grid, its virtual stages and how it recomputes."""
         modes = {s.recompute for s in self.blocks}
+        text = f"{self.grid} vpp{self.virtual_stages}" if self.virtual_stages > 1 else self.grid
         if self.leading:
-            return f"{self.grid} rc-block"
-        return self.grid if len(modes) > 1 or modes == {Recompute.NONE} else f"{self.grid} rc-{modes.pop()}"
+            return f"{text} rc-block"
+        return text if len(modes) > 1 or modes == {Recompute.NONE} else f"{text} rc-{modes.pop()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
