@@ -302,3 +302,17 @@ def test_wrong_use_exits_with_two(arguments: list[str], words: str, capsys: pyte
     name, *rest = arguments
     assert main(["tune", str(RECIPES / name), "--cluster", "8x8:h100", *rest]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_published_settings_of_llama_3_70b_are_nearly_the_plan() -> None:
+    """The comparison of docs/how-to/tune-a-recipe.md: the same grid, virtual stages, and no more than a few percent."""
+    found = tuned("lists/llama3_70b_preset.txt", "8x8:h100")
+    assert found.today is not None
+    assert found.today.fits
+    assert found.planning is not None
+    plan = found.planning.plan
+    grid = plan.strategies[0]
+    assert (grid.tp, plan.pp, grid.cp, grid.dp, plan.micro_batch_size) == (4, 4, 2, 2, 1)
+    assert plan.virtual_stages > 1
+    assert {s.recompute for s in plan.strategies} == {Recompute.NONE}
+    assert found.speedup == pytest.approx(1.01, abs=0.02)
