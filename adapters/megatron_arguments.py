@@ -195,6 +195,7 @@ def read_runtime(args: Fields) -> Runtime:
         loads_mask=not flag(args, "no-create-attention-mask-in-dataloader"),
         deterministic=bool(flag(args, "deterministic-mode")),
         grouped_experts=bool(flag(args, "moe-grouped-gemm")),
+        overlap_experts=bool(flag(args, "overlap-moe-expert-parallel-comm")),
         narrow_parameters=bool(flag(args, "fp8-param-gather")),
         recompute_modules=_recompute_modules(args),
     )

@@ -110,7 +110,9 @@ def _memory(run: Run, stage: int, costs: Mapping[Layers, LayerCost], peak: float
     At the peak of a stage with few activations the optimizer runs, and no activation is alive.
     """
     own = run.chunks[stage :: run.pp]
-    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, run.microbatch_group)
+    ahead = int(run.runtime.overlap_experts)
+    group = run.microbatch_group
+    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, group, ahead)
     parts: defaultdict[str, float] = defaultdict(float)
     for chunk, count in zip(own, held, strict=True):
         for layers in chunk:

@@ -161,7 +161,9 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     while it runs; or the optimizer's own need, when it is larger.
     """
     own = [chunk for index, chunk in enumerate(chunks) if index % run.pp == stage]
-    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, run.microbatch_group)
+    ahead = int(run.runtime.overlap_experts)
+    group = run.microbatch_group
+    held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, group, ahead)
     static = sum(p.layers.count * p.cost.static for chunk in own for p in chunk)
     step = sum(p.layers.count * p.cost.step_bytes for chunk in own for p in chunk)
     kept = 1 - min(1.0, run.offloaded_layers / run.model.num_layers)

@@ -47,18 +47,20 @@ def chunks_in_flight(
     virtual_stages: int = 1,
     schedule: Schedule = Schedule.ONE_F_ONE_B,
     group: int | None = None,
+    ahead: int = 0,
 ) -> list[int]:
     """Micro-batches whose activations a stage holds at its fullest, for each of its model chunks.
 
     1F1B: min(m, p - i) (arXiv 2104.04473). Interleaved: 2 (p - i - 1) + (v - 1) p warm-up passes and the one being
-    run (Megatron-LM, schedules.py), taken by the chunks in groups of p, or of ``group``. GPipe: all of them.
+    run (Megatron-LM, schedules.py), taken by the chunks in groups of p, or of ``group``; ``ahead``: further passes
+    before the first backward one (one where experts' exchanges hide behind another micro-batch). GPipe: all of them.
     """
     if schedule is Schedule.GPIPE:
         return [num_microbatches] * virtual_stages
     if virtual_stages == 1:
         return [min(num_microbatches, num_stages - stage)]
     group = group or num_stages
-    passes = 2 * (num_stages - stage - 1) + (virtual_stages - 1) * group + 1
+    passes = 2 * (num_stages - stage - 1) + (virtual_stages - 1) * group + 1 + ahead
     passes = min(passes, num_microbatches * virtual_stages)
     held = [0] * virtual_stages
     chunk = 0

@@ -168,9 +168,14 @@ class MemoryModel:
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
         around = self._around_output(border) + self._extra(strategy, samples) + self._batch(strategy, samples)
-        if sp > 1:  # the output layer gathers the sequence into a buffer (tensor_parallel/layers.py, "mpu")
-            around += sp * border
         return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + around)
+
+    def buffers(self, layer: LayerType, strategy: Strategy, samples: int) -> float:
+        """Bytes that a layer's exchanges hold for good: with sequence parallelism the output layer gathers the sequence
+        into a buffer (megatron/core/tensor_parallel/layers.py, "mpu")."""
+        if layer.kind is not LayerKind.HEAD or not strategy.sequence_parallel or strategy.tp == 1:
+            return 0.0
+        return self._width * samples * self._job.seq_length / strategy.cp * self._model.hidden_size
 
     def _batch(self, strategy: Strategy, samples: int) -> float:
         """The mask of a micro-batch from the data loader: a byte a pair of tokens of each sequence."""
@@ -192,7 +197,8 @@ class MemoryModel:
 
     def _extra(self, strategy: Strategy, samples: int) -> float:
         """Multi-token prediction, which waits for the head's backward: of each module the two vectors it joins, its
-        block (never recomputed here), its norm, and 16-bit logits for their gradient."""
+        block (never recomputed here), its norm, and what its loss keeps of its logits: probabilities in fp32, or with
+        TransformerEngine's loss 16-bit gradients in their place."""
         model = self._model
         if not model.mtp_layers:
             return 0.0
@@ -201,7 +207,8 @@ class MemoryModel:
         border = self._width * tokens * model.hidden_size / sp
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         block = self._blocks.block(block_type(model, model.num_layers - 1), strategy, samples)
-        return model.mtp_layers * (6 * border + block.whole + self._width * logits)
+        kept = min(self._runtime.loss_bytes - self._width, 4.0)
+        return model.mtp_layers * (6 * border + block.whole + kept * logits)
 
 
 def gradient_bytes(job: Job, capabilities: Capabilities) -> int:

@@ -19,6 +19,7 @@ from uniap_tune.cost.layout import Move, move
 from uniap_tune.cost.memory import MemoryModel, Parameters
 from uniap_tune.cost.parts import (
     ACTIVATIONS,
+    BUFFERS,
     COMPUTE,
     CP_COMM,
     DP_COMM,
@@ -171,6 +172,7 @@ class CostModel:
                 PARAMETERS: states.parameters,
                 GRADIENTS: states.gradients,
                 OPTIMIZER_STATES: states.optimizer,
+                BUFFERS: self._memory.buffers(layer, strategy, samples),
             },
             microbatch_bytes={ACTIVATIONS: activations.kept},
             transient_bytes=transient,

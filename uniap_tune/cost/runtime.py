@@ -26,6 +26,8 @@ class Runtime:
 
     Attributes:
         cuda_graphs: kernels are replayed from CUDA graphs, so launching them costs no CPU time.
+        overlap_experts: the exchange of experts' tokens runs behind the computation of another micro-batch (Megatron's
+            ``--overlap-moe-expert-parallel-comm``).
         fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
         launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
@@ -55,6 +57,7 @@ class Runtime:
     """
 
     cuda_graphs: bool = False
+    overlap_experts: bool = False
     fused_kernels: bool = True
     launch_s: float | None = None
     kernel_s: float = 2.0e-6
