@@ -384,6 +384,7 @@ class _Reader:
             return replace(engine, keeps_scores=self._record.get("ops_per_stage") is not None)
         # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
         graphs = whole and implementation != "none"
+        overlap = bool(flag(self._settings, "moe_a2a_overlap"))
         if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
-            return replace(NEMO_2024, cuda_graphs=graphs)
-        return Runtime(cuda_graphs=graphs, loss_bytes=4.0, narrow_parameters=self._is_bridge())
+            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap)
+        return Runtime(cuda_graphs=graphs, overlap_experts=overlap, loss_bytes=4.0, narrow_parameters=self._is_bridge())

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
-from uniap_tune.spec import Cluster, Device, DType, Job, Link, Model, Precision, Recompute
+from uniap_tune.spec import Cluster, Device, DType, Job, Link, Model, Moe, Precision, Recompute
 from uniap_tune.strategy import CAPABILITIES, Layout, Strategy, Target
 
 BLOCK, HEAD, EMBEDDING = (LayerType(kind=kind) for kind in (LayerKind.BLOCK, LayerKind.HEAD, LayerKind.EMBEDDING))
@@ -245,3 +246,20 @@ def test_clocks_fall_with_the_power_limit():
     roomy = seconds(peak / 0.5e12)
     assert seconds(None) == roomy
     assert roomy < seconds(peak / 1.5e12) < seconds(peak / 3e12) < 3 * roomy
+
+
+def test_what_an_engine_does_for_experts_saves_time():
+    moe = Moe(num_experts=32, top_k=4, expert_ffn_size=1024)
+    expert, strategy = LayerType(kind=LayerKind.BLOCK, moe=True), Strategy(dp=16, ep=16)
+
+    def seconds(**engine: bool) -> float:
+        runtime = Runtime(**engine)
+        model = CostModel(replace(MODEL, moe=moe), make_cluster(), JOB, CAPABILITIES[Target.ANY], runtime=runtime)
+        return model.layer_cost(expert, strategy, samples=1, pp=1, num_microbatches=8).time
+
+    plain = seconds()
+    assert seconds(overlap_experts=True) < plain
+    assert seconds(cuda_graphs=True) < plain
+    assert seconds(cuda_graphs=True, overlap_experts=True) < seconds(cuda_graphs=True)
+        seconds(cuda_graphs=True), seconds(overlap_experts=True)
+    )

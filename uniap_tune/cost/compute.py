@@ -29,6 +29,9 @@ _CAST_FORWARD = 5.0
 _CAST_BACKWARD = 4.0
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
 _COLLECTIVE_LAUNCHES = 2.3
+# Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
+# expert before it can launch their multiplications [Empirical].
+_EXPERT_WAIT = 0.65
 _LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _HALF = (DType.FP16, DType.BF16)
@@ -147,9 +150,8 @@ class ComputeModel:
         """
         kernels = 10.0 + 2 * gemms
         if experts and self._model.moe is not None:
-            # routing, permutation and dispatch; then two GEMMs of each local expert, quantized by kernels of their own
-            each = 6 if self._is_quantized else 2
-            kernels += 30 + each * self._model.moe.num_experts / shape.ep
+            # routing, permutation and dispatch; then two GEMMs of each local expert and what they multiply [Empirical]
+            kernels += 55 + 4 * self._model.moe.num_experts / shape.ep
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:
@@ -276,14 +278,15 @@ class ComputeModel:
             head.kernels + modules * (head.kernels + block.kernels + 2),
         )
 
-    def launched(self, gpu: float, kernels: float) -> float:
+    def launched(self, gpu: float, kernels: float, *, experts: bool = False) -> float:
         """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take
-        longer; in between a smooth maximum."""
+        longer; in between a smooth maximum. A layer with experts also waits for part of its launches."""
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
         launch = self._efficiency.launch_s if self._runtime.launch_s is None else self._runtime.launch_s
         floor = kernels * launch
+        gpu += _EXPERT_WAIT * floor if experts else 0.0
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
         return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
 

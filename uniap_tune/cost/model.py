@@ -94,7 +94,14 @@ class CostModel:
         self.efficiency = efficiency or efficiency_for(cluster.device)
         self._network = Network(cluster, self.efficiency, self.runtime)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
-        self._exchange = ExchangeModel(model, job, self.efficiency, self._network, self._compute)
+        self._exchange = ExchangeModel(
+            model,
+            job,
+            self.efficiency,
+            self._network,
+            self._compute,
+            overlap_experts=self.runtime.overlap_experts,
+        )
         self._memory = MemoryModel(model, job, capabilities, self.runtime, self.efficiency)
         self._width = job.precision.param_bytes
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
@@ -143,8 +150,9 @@ class CostModel:
                 again = compute.core
         sent, returned = sum(forward_s.values()), sum(backward_s.values())
         launched = self._compute.launched
-        forward_s[COMPUTE] = launched(compute.forward + sent, compute.kernels) - sent
-        backward_s[COMPUTE] = launched(compute.backward + again + returned, launches) - returned - again
+        forward_s[COMPUTE] = launched(compute.forward + sent, compute.kernels, experts=layer.moe) - sent
+        busy = compute.backward + again + returned
+        backward_s[COMPUTE] = launched(busy, launches, experts=layer.moe) - returned - again
         backward_s[RECOMPUTE] = again
         return forward_s, backward_s
 
