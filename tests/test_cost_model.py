@@ -261,5 +261,3 @@ def test_what_an_engine_does_for_experts_saves_time():
     assert seconds(overlap_experts=True) < plain
     assert seconds(cuda_graphs=True) < plain
     assert seconds(cuda_graphs=True, overlap_experts=True) < seconds(cuda_graphs=True)
-        seconds(cuda_graphs=True), seconds(overlap_experts=True)
-    )
