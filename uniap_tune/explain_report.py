@@ -50,7 +50,7 @@ _REMEDIES: Mapping[str, str] = {
     RESHARD: "one strategy for all layers",
     SEND: "fewer stages, a faster network",
     BUBBLE: "more micro-batches, more virtual stages",
-    OPTIMIZER: "ZeRO 1 or more, more replicas",
+    OPTIMIZER: "more replicas, which share it from ZeRO 1 on",
 }
 _MEMORY_COLUMNS: Mapping[str, str] = {
     PARAMETERS: "param",
@@ -209,10 +209,10 @@ def _more_memory(explanation: Explanation) -> Iterator[tuple[str, str]]:
         text = f"It binds. {more} more on every device would allow {_change(step.other)}, {_described(step.other.plan)}"
         yield "Memory", f"{text}; {_stages(step)} it."
         if step.limit_bytes <= device:
-            fraction = step.limit_bytes / device
+            fraction = math.ceil(1000 * step.limit_bytes / device) / 1000
             yield (
                 "",
-                f"The device has that much: --memory-fraction {fraction + 5e-4:.3f} takes it off the safety margin.",
+                f"The device has that much: --memory-fraction {fraction:g} takes it from the safety margin.",
             )
     free = memory.unlimited
     head = "The most that memory can buy is" if memory.following is not None else "It binds. What more would buy is"

@@ -16,6 +16,7 @@ from uniap_tune.formulate import Pricer
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request, attempt, build
 from uniap_tune.problem import Status
+from uniap_tune.quick import QuickBounds
 from uniap_tune.space import Space
 from uniap_tune.tradeoff import branch_of
 from uniap_tune.units import GIB
@@ -136,9 +137,10 @@ def with_memory(request: Request, limit_bytes: float) -> Request:
 
 def _all_problems(space: Space, prices: Pricer, deadline: Deadline) -> EpsilonSearch:
     free = prices.with_limit(_UNLIMITED * prices.limit_bytes)
+    floors = QuickBounds(free)
     return EpsilonSearch(
         [
-            branch_of(free, pp, c, family)
+            branch_of(free, floors, pp, c, family)
             for pp in space.pipeline_sizes()
             for c in space.microbatch_counts()
             for family in space.families(pp, c)
