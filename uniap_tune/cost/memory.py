@@ -105,8 +105,9 @@ class MemoryModel:
 
         Dense parameters shard over dp * cp ranks, experts over the ranks that hold the same experts.
         """
-        shard = max(1, strategy.dp * strategy.cp // self._runtime.optimizer_instances)
-        expert_shard = max(1, strategy.num_devices // (strategy.ep * strategy.etp))
+        instances = self._runtime.optimizer_instances
+        shard = max(1, strategy.dp * strategy.cp // instances)
+        expert_shard = max(1, strategy.num_devices // (strategy.ep * strategy.etp * instances))
         full = parameters.total
         sharded = parameters.dense / shard + parameters.expert / expert_shard
         optimizer = sharded if strategy.zero >= 1 else full
