@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uniap_tune.errors import InputError
+from uniap_tune.graph import build_graph
 from uniap_tune.plan import Plan, plan_from_dict
 from uniap_tune.spec import (
     Cluster,
@@ -28,6 +29,8 @@ from uniap_tune.spec import (
 from .cluster import cluster_from_dict
 from .deepspeed import read_config
 from .documents import printable
+
+_AGAIN = "write the plan again with `uniap-tune plan … -o DIR`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ def plan_file(values: Mapping[str, Any], where: str) -> PlanFile:
     inputs = plan.inputs
     try:
         model, job, cluster = (dict(inputs[key]) for key in ("model", "job", "cluster"))
-        return PlanFile(
+        found = PlanFile(
             plan=plan,
             model=_model(model),
             cluster=cluster_from_dict(cluster, f"{where}: inputs.cluster"),
@@ -69,8 +72,24 @@ def plan_file(values: Mapping[str, Any], where: str) -> PlanFile:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{where}: inputs is not what a plan was made from: {printable(json.dumps(str(error)))}",
-            fix="write the plan again with `uniap-tune plan … -o DIR`",
+            fix=_AGAIN,
         ) from None
+    _require_whole(found, where)
+    return found
+
+
+def _require_whole(file: PlanFile, where: str) -> None:
+    """The stages hold the layers of the model, each with its strategy."""
+    plan = file.plan
+    layers = sorted(name for stage in plan.stages for name in stage.layers)  # interleaved stages hold no interval
+    expected = sorted(layer.name for layer in build_graph(file.model).layers)
+    paired = all(len(stage.layers) == len(stage.strategies) for stage in plan.stages)
+    if layers != expected or not paired or len(plan.stages) != plan.pp:
+        raise InputError(
+            f"{where}: its stages are not those of {file.model.name}",
+            why=f"they must hold its {len(expected)} layers, each with a strategy",
+            fix=_AGAIN,
+        )
 
 
 def _model(data: Mapping[str, Any]) -> Model:
