@@ -21,10 +21,10 @@ from .megatron_arguments import (
 )
 from .megatron_kinds import bert_arguments, bert_model, t5_arguments, t5_model
 from .record_cluster import read_record_cluster
-from .record_fields import Fields, SkippedRecordError, count, mapping, required, text
+from .record_fields import Fields, SkippedRecordError, count, flag, mapping, required, text
 from .record_layout import laid_out
 
-_OTHER_MODELS = ("multimodal", "hybrid", "mamba", "retro", "vision")
+_OTHER_MODELS = ("multimodal", "hybrid", "mamba", "retro", "vision", "mimo")
 
 
 def read_megatron_run(record: Fields) -> Run:
@@ -39,6 +39,10 @@ def read_megatron_run(record: Fields) -> Run:
     if any(kind.startswith(word) for word in _OTHER_MODELS) or "hybrid-layer-pattern" in args:
         raise SkippedRecordError(
             f"{kind or 'hybrid'} is not a transformer alone", fix="give records of GPT, BERT or T5"
+        )
+    if flag(args, "perform-rl-step"):
+        raise SkippedRecordError(
+            "reinforcement learning holds a model for inference too", fix="give records of training"
         )
     assumptions: list[str] = []
     args, model, encoder_seq = _model(kind, args, assumptions)
