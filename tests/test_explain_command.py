@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from uniap_tune.cli import main
 from uniap_tune.errors import ExitCode
 from uniap_tune.explain import PART_NAMES
 from uniap_tune.explain_report import _REMEDIES
+from uniap_tune.whatif import Verdict
 
 
 def job(cluster: str, batch: int, *options: str, model: str = "llama-2-7b") -> list[str]:
@@ -122,6 +124,25 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     again = document(JOBS["one stage"], capsys)
     assert again == data
+
+
+def keys(value: Any) -> Iterator[str]:
+    """All keys of a document, but those of plans, knobs and parts, which are documented elsewhere."""
+    if isinstance(value, list):
+        for item in value:
+            yield from keys(item)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            if key not in {"plan", "knobs", "asked", "parts_s", "targets"}:
+                yield from keys(item)
+
+
+def test_every_key_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs/reference/explain.md").read_text(encoding="utf-8")
+    found = set(keys(document(JOBS["one stage"], capsys))) | set(keys(document(JOBS["any"], capsys)))
+    assert {key for key in found if f"`{key}`" not in text} == set()
+    assert {str(verdict) for verdict in Verdict if f"`{verdict}`" not in text} == set()
 
 
 def test_knobs_of_an_alternative_lead_to_it(capsys: pytest.CaptureFixture[str]) -> None:
