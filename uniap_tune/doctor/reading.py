@@ -84,7 +84,9 @@ def read_setup(recipe: str | None, given: Given) -> Setup:
         if value is not None:
             raise InputError(f"{option}: {printable(recipe)} says that itself", fix=f"leave out {option}")
     options = ReadOptions(given=given.pairs, overrides=given.overrides, execute=given.execute)
-    return MegatronSetup(recipe=read_recipe(recipe, options), cluster=_required(given.cluster, "--cluster"))
+    found = read_recipe(recipe, options)
+    require_supported(found.model, found.job, Target.MEGATRON)  # other models have layers that are not priced here
+    return MegatronSetup(recipe=found, cluster=_required(given.cluster, "--cluster"))
 
 
 def _required(value: _T | None, option: str, why: str = "") -> _T:
