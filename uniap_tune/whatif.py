@@ -140,9 +140,9 @@ def target_prices(
     deadline = deadline or Deadline()
     request, best_s = planning.request, planning.plan.objective_s
     slower: dict[str, float | None] = {}
-    knobs = request.knobs
-    if "cp" not in {*knobs.fix, *knobs.maximum}:  # compare within the space of the request, which left cp out
-        knobs = replace(knobs, maximum={**knobs.maximum, "cp": 1})
+    knobs, asked = request.knobs, {*request.knobs.fix, *request.knobs.maximum}
+    left_out = {name: 1 for name in ("cp", "vpp") if name not in asked}  # compare within the space of the request
+    knobs = replace(knobs, maximum={**knobs.maximum, **left_out})
     for target in targets:
         if unsupported(request.model, request.job, target):
             slower[str(target)] = None
