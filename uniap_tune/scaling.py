@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from uniap_tune.deadline import Deadline
+from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.errors import InfeasibleError, InputError, StoppedError
 from uniap_tune.planner import Request, attempt, build, infeasible, validate
 from uniap_tune.problem import Status
@@ -50,24 +50,21 @@ def against_devices(
     for count in sorted(counts):
         part = replace(request, cluster=part_of(request.cluster, count))
         try:
-            planning = attempt(part, deadline=deadline)
+            point = _point_on(part, deadline)
         except InputError as error:  # no degrees for this number of devices, or nothing left of their memory
             left_out.append((count, error.what))
             refusal = error
             continue
-        except KeyboardInterrupt:
+        except (DeadlineError, KeyboardInterrupt):
             stopped = True
             break
-        if planning.plans:
-            points.append(Point(request=part, plan=planning.plan))
-            if notify is not None:
-                notify(len(points))
-        if planning.result.status is Status.LIMIT:
-            stopped = True
-            break
-        if planning.result.status is Status.INFEASIBLE:
+        if point is None:
             left_out.append((count, f"nothing fits in {format_bytes(part.memory_limit_bytes)} a device"))
-        if planning.plans and enough is not None and enough(points[-1]):
+            continue
+        points.append(point)
+        if notify is not None:
+            notify(len(points))
+        if enough is not None and enough(point):
             break
     if not points:
         largest = replace(request, cluster=part_of(request.cluster, max(counts)))
@@ -80,6 +77,19 @@ def against_devices(
         stopped=stopped,
         left_out=tuple(left_out),
     )
+
+
+def _point_on(request: Request, deadline: Deadline) -> Point | None:
+    """The plan of a request, ``None`` if nothing fits.
+
+    Raises:
+        DeadlineError: it is not proven in time.
+    """
+    deadline.check()
+    planning = attempt(request, deadline=deadline)
+    if planning.result.status is Status.LIMIT:
+        raise DeadlineError
+    return Point(request=request, plan=planning.plan) if planning.plans else None
 
 
 def _nowhere(request: Request, refusal: InputError | None, stopped: bool) -> Exception:

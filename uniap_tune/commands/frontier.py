@@ -150,20 +150,30 @@ def _progress() -> Callable[[int], None] | None:
 
 
 def _write(args: argparse.Namespace, found: Tradeoff) -> None:
-    """The picture, the table and the plans that were asked for; all checked before any is written."""
+    """The picture, the table and the plans that were asked for: all of them or none."""
     from uniap_tune.files import write_files
     from uniap_tune.frontier_report import csv_text, figure
-    from uniap_tune.render import EXECUTABLE
+    from uniap_tune.render import EXECUTABLE, LAUNCH_FILES
     from uniap_tune.svg import svg
 
+    table = csv_text(found, args.price_per_device_hour)
+    files: dict[Path, str] = {}
+    folders: list[Path] = []
     if args.output is not None:
-        files = _plan_files(found)
-        executable = [name for name in files if Path(name).name in EXECUTABLE]
-        write_files(args.output, files, force=args.force, executable=executable)
+        plans = _plan_files(found)
+        folders = sorted({(args.output / name).parent for name in plans})
+        files |= {args.output / name: text for name, text in plans.items()}
+        if found.chosen is None:
+            files[args.output / "frontier.csv"] = table
     if args.svg is not None:
-        write_files(args.svg.parent, {args.svg.name: svg(figure(found))}, force=args.force)
+        files[args.svg] = svg(figure(found))
     if args.csv is not None:
-        write_files(args.csv.parent, {args.csv.name: csv_text(found, args.price_per_device_hour)}, force=args.force)
+        files[args.csv] = table
+    executable = [str(path) for path in files if path.name in EXECUTABLE]
+    write_files(Path(), {str(path): text for path, text in files.items()}, force=args.force, executable=executable)
+    if args.force:  # files of an earlier plan that this one does not have would be mistaken for its own
+        for path in {folder / name for folder in folders for name in LAUNCH_FILES} - set(files):
+            path.unlink(missing_ok=True)
 
 
 def _plan_files(found: Tradeoff) -> dict[str, str]:
