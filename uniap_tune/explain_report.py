@@ -36,7 +36,8 @@ from uniap_tune.units import GIB, format_bytes, format_count, format_percent, fo
 from uniap_tune.whatif import Verdict, WhatIf
 
 _WIDTH = 80
-_MOST_PARTS = 3  # of a difference
+_MOST_PARTS = 3  # of memory
+_MOST_CHANGES = 4  # of the parts of a step
 
 # What makes a part of the step shorter.
 _REMEDIES: Mapping[str, str] = {
@@ -269,7 +270,7 @@ def _because(other: Alternative) -> str:
     parts = sorted(other.parts.items(), key=lambda item: -abs(item[1]))
     notable = NOTABLE / 2 * other.plan.step_time_s
     told = [f"{PART_NAMES[name]} {_signed(seconds)}" for name, seconds in parts if abs(seconds) >= notable]
-    return f"; {', '.join(told[:_MOST_PARTS])}" if told else ""
+    return f"; {', '.join(told[:_MOST_CHANGES])}" if told else ""
 
 
 def _signed(seconds: float) -> str:
@@ -307,5 +308,5 @@ def _too_large(answer: WhatIf, other: Alternative, plan: Plan) -> str:
 def _restriction(option: str, without: Alternative) -> str:
     if without.slower > -NOTABLE / 2:
         return f"{option} costs nothing."
-    cost = 1 / (1 + without.slower) - 1
-    return f"{option} costs {format_percent(cost)}: without it {format_seconds(without.plan.step_time_s)} a step, {_described(without.plan)}."
+    cost, step = 1 / (1 + without.slower) - 1, format_seconds(without.plan.step_time_s)
+    return f"{option} costs {format_percent(cost)}: without it {step} a step, {_described(without.plan)}."

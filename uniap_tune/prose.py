@@ -7,9 +7,8 @@ import textwrap
 
 _GLUE = "\N{NO-BREAK SPACE}"  # textwrap breaks at ASCII spaces only
 _UNIT = re.compile(r"(?<=[\dkMBT]) (?=(?:[KMGT]iB|B|s|ms|us|GB/s|tokens/s|samples|devices|nodes|stages|times|x \d+)\b)")
-_NAME = re.compile(
-    r"(?<![\w-])(pp|vpp|tp|cp|dp|ep|etp|zero|ZeRO|recompute|stage|stages|micro-batch|x|--fix|--max|--forbid) (?=\S)"
-)
+_KNOBS = "pp|vpp|tp|cp|dp|ep|etp|mbs|microbatches|zero|recompute"
+_NAME = re.compile(rf"(?<![\w-])({_KNOBS}|ZeRO|stage|stages|micro-batch|x|--fix|--max|--forbid) (?=\S)")
 
 
 def wrap(text: str, width: int) -> list[str]:

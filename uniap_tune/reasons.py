@@ -123,8 +123,8 @@ def explain(
 
 def _runner_up(planning: Planning, other_grid: Alternative | None) -> Alternative | None:
     """The second best: where layers differ, plans of one (pp, micro-batches) count once, and another grid may be it."""
-    found = [compare(other, planning.plan) for other in planning.plans[1:2]]
-    found += [other_grid] if other_grid is not None else []
+    found = [other_grid] if other_grid is not None else []  # first: where both are one plan, it is this one
+    found += [compare(other, planning.plan) for other in planning.plans[1:2]]
     return min(found, key=lambda other: other.slower_proven, default=None)
 
 

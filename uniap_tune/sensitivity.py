@@ -14,7 +14,7 @@ from uniap_tune.planner import Planning, Request, attempt
 from uniap_tune.problem import Status
 from uniap_tune.units import format_bytes
 
-NETWORK = "inter-node bandwidth"
+NETWORK = "inter-node network"
 MEMORY = "usable memory"
 BATCH = "global batch"
 
