@@ -197,15 +197,16 @@ def read_runtime(args: Fields) -> Runtime:
         grouped_experts=bool(flag(args, "moe-grouped-gemm")),
         overlap_experts=bool(flag(args, "overlap-moe-expert-parallel-comm")),
         narrow_parameters=bool(flag(args, "fp8-param-gather")),
-        recompute_modules=_recompute_modules(args),
+        recompute_modules=RECOMPUTE_MODULES & _words(args, "recompute-modules") or frozenset({CORE_ATTENTION}),
+        offload_modules=_words(args, "offload-modules"),
     )
 
 
-def _recompute_modules(args: Fields) -> frozenset[str]:
-    """What selective recomputation repeats; by default the attention core."""
-    named = args.get("recompute-modules")
-    words = named if isinstance(named, list) else re.findall(r"\w+", text(args, "recompute-modules"))
-    return RECOMPUTE_MODULES.intersection(str(word) for word in words) or frozenset({CORE_ATTENTION})
+def _words(args: Fields, key: str) -> frozenset[str]:
+    """The words of a list, or of a text that writes one."""
+    named = args.get(key)
+    words = named if isinstance(named, list) else re.findall(r"\w+", text(args, key))
+    return frozenset(str(word) for word in words)
 
 
 def read_job(args: Fields, assumptions: list[str]) -> Job:

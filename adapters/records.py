@@ -387,4 +387,11 @@ class _Reader:
         overlap = bool(flag(self._settings, "moe_a2a_overlap"))
         if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
             return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap)
-        return Runtime(cuda_graphs=graphs, overlap_experts=overlap, loss_bytes=4.0, narrow_parameters=self._is_bridge())
+        modules = self._settings.get("offload_modules")
+        return Runtime(
+            cuda_graphs=graphs,
+            overlap_experts=overlap,
+            loss_bytes=4.0,
+            narrow_parameters=self._is_bridge(),
+            offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),
+        )

@@ -40,15 +40,18 @@ def tensors(model: Model, layer: LayerType = EXPERTS, compute: DType = DType.BF1
 
 def test_latent_attention_keeps_latents_and_heads_once() -> None:
     found = tensors(DEEPSEEK)
-    assert found.up == 2 * SEQ * (1536 + 512 + 128 * (2 * 192 + 128))
-    assert found.attention == 2 * SEQ * (1536 + 512 + 64 + 128 * 128)
-    assert found.norms == 2 * 2 * SEQ * 7168
+    assert found.latents == 2 * SEQ * (1536 + 512 + 64)
+    assert found.latent_normed == 2 * SEQ * (1536 + 512)
+    assert found.heads == 2 * SEQ * 128 * (2 * 192 + 128)
+    assert found.context == 2 * SEQ * 128 * 128
+    assert found.qkv_input == found.mlp_normed == 2 * SEQ * 7168
 
 
 def test_experts_keep_their_input_and_the_activation_but_not_their_output() -> None:
     found = tensors(DEEPSEEK)
     routed = 8 * SEQ
-    assert found.experts == routed * 2 * (7168 + 2 * 2048) + 12 * SEQ * 256
+    assert found.expert_input == routed * 2 * 7168
+    assert found.expert_inner == routed * 2 * 2 * 2048
     assert found.activated == routed * 2 * 2048
     assert found.shared == 2 * SEQ * 3 * 2048
     plain = tensors(replace(DEEPSEEK, gated_mlp=False))
@@ -59,7 +62,7 @@ def test_narrow_formats_keep_narrow_inputs_of_linear_layers() -> None:
     wide, narrow = tensors(MODEL, DENSE), tensors(MODEL, DENSE, DType.FP8)
     tokens, hidden, width = SEQ, MODEL.hidden_size, MODEL.ffn_size
     assert wide.whole - narrow.whole == tokens * (2 * hidden + width)
-    assert narrow.attention > 2 * tokens * 4 * hidden  # queries, keys, values and the context stay wide
+    assert narrow.heads + narrow.context == 2 * tokens * 4 * hidden
 
 
 def test_each_module_frees_its_tensors_and_together_they_leave_the_rest() -> None:
@@ -69,8 +72,24 @@ def test_each_module_frees_its_tensors_and_together_they_leave_the_rest() -> Non
     assert alone["moe"] > alone["moe_act"] + alone["shared_experts"]
     for first, second in combinations(sorted(RECOMPUTE_MODULES), 2):
         assert found.freed(frozenset({first, second})) <= alone[first] + alone[second]
-    assert found.whole - found.freed(RECOMPUTE_MODULES) == pytest.approx(found.inputs + found.attention)
-    assert tensors(DEEPSEEK, DENSE).freed(frozenset({"mlp"})) > 0
+    left = found.attention_input + found.mlp_input + found.latents + found.context
+    assert found.whole - found.freed(RECOMPUTE_MODULES) == pytest.approx(left)
+
+
+def test_modules_a_block_lacks_free_nothing() -> None:
+    dense = tensors(MODEL, DENSE)
+    assert dense.freed(frozenset({"mlp"})) == dense.mlp_normed + dense.mlp_inner
+    for module in ("layernorm", "mla_up_proj", "moe", "moe_act", "shared_experts"):
+        assert dense.freed(frozenset({module})) == 0, module
+
+
+def test_what_is_recomputed_and_offloaded_is_freed_once() -> None:
+    found = tensors(DEEPSEEK)
+    core = frozenset({"core_attn"})
+    assert found.freed(frozenset(), core) == found.heads + found.scores
+    assert found.freed(core, core) == found.freed(frozenset(), core)
+    assert found.freed(frozenset({"moe_act"}), frozenset({"moe_act"})) == found.expert_inner + found.activated
+    assert found.freed(frozenset(), frozenset({"no_such_module"})) == 0
 
 
 def priced(model: Model, job: Job, layer: LayerType = EXPERTS, **runtime: Any) -> Any:

@@ -15,57 +15,102 @@ from dataclasses import dataclass
 from uniap_tune.cost.compute import head_widths
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERT_ACTIVATION, EXPERTS, LATENT_UP, MLP, NORMS, SHARED_EXPERTS
 from uniap_tune.graph import LayerType
-from uniap_tune.spec import DType, Job, Mla, Model, Moe, QkNorm
+from uniap_tune.spec import DType, Job, Model, Moe, QkNorm
 from uniap_tune.strategy import Strategy
 
 # Bytes of a kept input element with its scales: MXFP8 has one scale byte for 32 elements, NVFP4 one for 16.
 NARROW_BYTES = {DType.FP8: 1.0, DType.MXFP8: 1 + 1 / 32, DType.NVFP4: 0.5 + 1 / 16}
 
 
-@dataclass(frozen=True, slots=True)
+# What recomputing a module frees (transformer_config.py, ``recompute_modules``); those in NORMS only where they are
+# layers of their own.
+_RECOMPUTED = {
+    CORE_ATTENTION: ("scores",),
+    NORMS: ("qkv_input", "mlp_normed"),
+    LATENT_UP: ("latent_normed", "heads"),
+    MLP: ("mlp_normed", "mlp_inner"),
+    EXPERTS: ("expert_input", "expert_inner", "activated", "router", "shared"),
+    EXPERT_ACTIVATION: ("activated",),
+    SHARED_EXPERTS: ("shared",),
+}
+# What offloading a module moves to the host (transformer_config.py, ``offload_modules``).
+_OFFLOADED = {
+    "attn_norm": ("attention_input",),
+    "qkv_linear": ("qkv_input",),
+    "core_attn": ("heads", "scores"),
+    "attn_proj": ("context",),
+    "mlp_norm": ("mlp_input",),
+    "expert_fc1": ("expert_input",),
+    "moe_act": ("expert_inner", "activated"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """Bytes of one micro-batch's tensors in a block, each next to the module whose recomputation frees it.
+    """Bytes of one micro-batch's tensors in a block.
 
     Attributes:
-        inputs: inputs of the two norms (and of further ones), dropout masks; only recomputing the block frees them.
-        norms: outputs of norms that are layers of their own.
-        attention: what its linear layers and its output keep.
-        up: queries, keys and values that latent attention projects up.
-        core: what the attention core keeps beyond them.
-        mlp: of a dense MLP, its norm's output included.
-        experts: of routed experts, without ``activated``.
-        activated: output of the experts' activation function.
+        attention_input: input of the first norm.
+        qkv_input: its output, which the first linear layers of attention read.
+        latents: those of latent attention, as their norms read them.
+        latent_normed: the same after the norms.
+        heads: queries, keys and values.
+        scores: what the attention core keeps beyond them.
+        context: its output.
+        mlp_input: input of the second norm.
+        mlp_normed: its output.
+        mlp_inner: input and output of a dense MLP's activation function.
+        expert_input: routed tokens as experts read them.
+        expert_inner: input of their activation function.
+        activated: its output.
+        router: logits, probabilities and maps.
         shared: of shared experts.
+        further: inputs of further norms, dropout masks, cross-attention.
+        fused_norms: norms whose output exists only inside the linear layer that reads it, by its name above.
+        latent: attention projects latents up.
+        dense: the MLP is not one of experts.
     """
 
-    inputs: float
-    norms: float
-    attention: float
-    up: float
-    core: float
-    mlp: float
-    experts: float
+    attention_input: float
+    qkv_input: float
+    latents: float
+    latent_normed: float
+    heads: float
+    scores: float
+    context: float
+    mlp_input: float
+    mlp_normed: float
+    mlp_inner: float
+    expert_input: float
+    expert_inner: float
     activated: float
+    router: float
     shared: float
+    further: float
+    fused_norms: frozenset[str]
+    latent: bool
+    dense: bool
 
     @property
     def whole(self) -> float:
         """All of them."""
-        attention = self.attention + self.up + self.core
-        return self.inputs + self.norms + attention + self.mlp + self.experts + self.activated + self.shared
+        return sum(self._bytes(name) for name in self.__slots__ if name not in ("fused_norms", "latent", "dense"))
 
-    def freed(self, modules: frozenset[str]) -> float:
-        """Bytes that recomputing the modules frees."""
-        parts = {
-            CORE_ATTENTION: self.core,
-            NORMS: self.norms,
-            LATENT_UP: self.up,
-            MLP: self.mlp,
-            EXPERTS: self.experts + self.activated + self.shared,
-            EXPERT_ACTIVATION: 0.0 if EXPERTS in modules else self.activated,
-            SHARED_EXPERTS: 0.0 if EXPERTS in modules else self.shared,
-        }
-        return sum(size for module, size in parts.items() if module in modules)
+    def freed(self, recomputed: frozenset[str], offloaded: frozenset[str] = frozenset()) -> float:
+        """Bytes that recomputing some modules and offloading others frees."""
+        names: set[str] = set()
+        for module in recomputed:
+            if (module == LATENT_UP and not self.latent) or (module == MLP and not self.dense):
+                continue
+            names.update(_RECOMPUTED.get(module, ()))
+            if module == NORMS:
+                names -= self.fused_norms
+        for module in offloaded:
+            names.update(_OFFLOADED.get(module, ()))
+        return sum(self._bytes(name) for name in sorted(names))
+
+    def _bytes(self, name: str) -> float:
+        return float(getattr(self, name))
 
 
 class ActivationModel:
@@ -94,39 +139,32 @@ class ActivationModel:
         tokens = samples * self._job.sequence(encoder=layer.encoder) / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * model.hidden_size / sp
-        masks = 2 * tokens * model.hidden_size / sp if model.hidden_dropout else 0.0  # a byte an element
-        usual = min(model.norms_per_layer, 2)
-        inputs = border * model.norms_per_layer + masks
-        norm_output = border * self._input / self._width
-        own_norms, fused_norms = 0.0, usual * norm_output
-        attention, up = self._attention(tokens, strategy)
-        if model.mla is not None:
-            # a layer of its own, whose output both down projections keep, quantized each on its own
-            own_norms += border if self._input == self._width else 2 * norm_output
-            fused_norms -= norm_output
-        core = self._core(layer, strategy, samples)
+        normed = border * self._input / self._width  # as the linear layer that follows a norm reads it
+        further = border * max(0, model.norms_per_layer - 2)
+        if model.hidden_dropout:
+            further += (3 if layer.cross else 2) * tokens * model.hidden_size / sp  # masks of a byte an element
         if layer.cross:
-            inputs += border + masks / 2
-            attention += norm_output + self._cross(tokens, strategy, samples)
-        mlp = experts = activated = shared = 0.0
+            further += border + normed + self._cross(tokens, strategy, samples)
         moe = model.moe if layer.moe else None
-        if moe is not None:
-            own_norms += border  # the router keeps it as it is, and shared experts then need no narrow copy
-            fused_norms -= norm_output
-            experts, activated, shared = self._experts(moe, tokens, strategy)
-        else:
-            mlp = norm_output + self._width * tokens * model.ffn_size * self._fan / strategy.tp
-            fused_norms -= norm_output
+        inner = self._width * tokens * model.ffn_size * self._fan / strategy.tp
+        fused = {"qkv_input"} if model.mla is None else set()
+        if moe is None:
+            fused.add("mlp_normed")
+        # the down projections of latents quantize it each on its own; the router keeps it as it is
+        qkv_input = normed * (2 if model.mla is not None and self._input < self._width else 1)
         return Tensors(
-            inputs=inputs,
-            norms=own_norms,
-            attention=attention + max(0.0, fused_norms),
-            up=up,
-            core=core,
-            mlp=mlp,
-            experts=experts,
-            activated=activated,
-            shared=shared,
+            attention_input=border,
+            qkv_input=qkv_input,
+            **self._attention(tokens, strategy),
+            scores=self._core(layer, strategy, samples),
+            mlp_input=border if model.norms_per_layer > 1 else 0.0,
+            mlp_normed=(normed if moe is None else border) if model.norms_per_layer > 1 else 0.0,
+            mlp_inner=inner if moe is None else 0.0,
+            **self._experts(moe, tokens, strategy),
+            further=further,
+            fused_norms=frozenset(fused),
+            latent=model.mla is not None,
+            dense=moe is None,
         )
 
     @property
@@ -134,25 +172,24 @@ class ActivationModel:
         """Width of what an MLP keeps, in multiples of its inner width: the activation function's input and output."""
         return (2 if self._model.gated_mlp else 1) + self._input / self._width
 
-    def _attention(self, tokens: float, strategy: Strategy) -> tuple[float, float]:
-        """What the linear layers of attention and the core keep: q, k, v, the context, latents of MLA; and the part
-        that projecting latents up again would free. The output projection shares the core's context."""
-        model, width = self._model, self._width * tokens
-        if model.mla is not None:
-            return self._latent(model.mla, tokens, strategy)
-        kept = 2 * model.q_width + 2 * model.kv_width
-        if model.qk_norm is not QkNorm.NONE:
-            kept += model.q_width + model.kv_width
-        return width * kept / strategy.tp, 0.0
-
-    def _latent(self, mla: Mla, tokens: float, strategy: Strategy) -> tuple[float, float]:
-        """Latents, whole on every rank, before their norms and after; then heads: q, k, v and the context."""
-        heads = tokens * self._model.num_heads / strategy.tp
+    def _attention(self, tokens: float, strategy: Strategy) -> dict[str, float]:
+        """What the linear layers of attention and the core keep: q, k, v, the context, latents of MLA (whole on every
+        rank). The output projection shares the core's context."""
+        model, mla = self._model, self._model.mla
+        if mla is None:
+            width = self._width * tokens / strategy.tp
+            kept = model.q_width + 2 * model.kv_width
+            if model.qk_norm is not QkNorm.NONE:
+                kept += model.q_width + model.kv_width
+            return {"latents": 0.0, "latent_normed": 0.0, "heads": width * kept, "context": width * model.q_width}
+        heads = self._width * tokens * model.num_heads / strategy.tp
         latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank
-        kept = self._width * tokens * (latents + mla.qk_rope_dim) + self._width * heads * mla.v_dim
-        up = self._input * tokens * latents
-        up += self._width * heads * (2 * (mla.qk_nope_dim + mla.qk_rope_dim) + mla.v_dim)
-        return kept, up
+        return {
+            "latents": self._width * tokens * (latents + mla.qk_rope_dim),
+            "latent_normed": self._input * tokens * latents,
+            "heads": heads * (2 * (mla.qk_nope_dim + mla.qk_rope_dim) + mla.v_dim),
+            "context": heads * mla.v_dim,
+        }
 
     def _cross(self, tokens: float, strategy: Strategy, samples: int) -> float:
         """Cross-attention: queries and context of the decoder, keys and values of the encoder, whose output is kept
@@ -177,18 +214,23 @@ class ActivationModel:
             return 4 * heads * rows + copies  # fp32 log-sum-exp
         return self._matrices * heads * rows * seq
 
-    def _experts(self, moe: Moe, tokens: float, strategy: Strategy) -> tuple[float, float, float]:
+    def _experts(self, moe: Moe | None, tokens: float, strategy: Strategy) -> dict[str, float]:
         """Routed tokens as experts read them, the activation function's input and output; shared experts.
 
         Experts scale their tokens inside the activation function, so that what they return is not kept."""
+        if moe is None:
+            return dict.fromkeys(("expert_input", "expert_inner", "activated", "router", "shared"), 0.0)
         model, width = self._model, self._width
         sp = strategy.tp if strategy.sequence_parallel else 1
         routed = tokens * moe.top_k * strategy.etp / strategy.tp
-        gate = 2 if model.gated_mlp else 1
-        router = 12 * tokens * moe.num_experts / sp  # logits, probabilities and maps in fp32
-        experts = routed * (self._input * model.hidden_size + width * gate * moe.expert_ffn_size / strategy.etp)
-        activated = routed * self._input * moe.expert_ffn_size / strategy.etp
+        inner = routed * moe.expert_ffn_size / strategy.etp
+        activated = inner * self._input
         if not model.gated_mlp:  # no fused kernel scales the output, so that it is kept before and after
-            activated += routed * width * moe.expert_ffn_size / strategy.etp
-        shared = width * tokens * moe.shared_ffn_size * self._fan / strategy.tp
-        return experts + router, activated, shared
+            activated += inner * width
+        return {
+            "expert_input": routed * self._input * model.hidden_size,
+            "expert_inner": inner * width * (2 if model.gated_mlp else 1),
+            "activated": activated,
+            "router": 12 * tokens * moe.num_experts / sp,  # in fp32
+            "shared": width * tokens * moe.shared_ffn_size * self._fan / strategy.tp,
+        }

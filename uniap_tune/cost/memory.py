@@ -136,10 +136,12 @@ class MemoryModel:
         tensors = self._blocks.block(layer, strategy, samples)
         if strategy.recompute is Recompute.FULL:
             return Activations(border, tensors.whole)
-        if strategy.recompute is Recompute.SELECTIVE:
-            freed = tensors.freed(self._runtime.recompute_modules)
-            return Activations(tensors.whole - freed, freed)
-        return Activations(tensors.whole, 0.0)
+        selective = strategy.recompute is Recompute.SELECTIVE
+        recomputed = self._runtime.recompute_modules if selective else frozenset[str]()
+        freed = tensors.freed(recomputed, self._runtime.offload_modules)
+        # of what the host keeps, the next layer's is on its way while this one's is used
+        moving = freed - tensors.freed(recomputed)
+        return Activations(tensors.whole - freed, freed + moving)
 
     def _embedding(self, strategy: Strategy, samples: int) -> Activations:
         """Token ids, positions, labels and loss mask of a micro-batch, and the dropout mask."""

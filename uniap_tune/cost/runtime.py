@@ -35,6 +35,7 @@ class Runtime:
         collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
         grouped_experts: the GEMMs of a rank's experts run as one operator (Megatron's ``--moe-grouped-gemm``).
         recompute_modules: what selective recomputation repeats.
+        offload_modules: modules whose tensors wait in host memory (Megatron's ``--offload-modules``).
         narrow_parameters: 8- and 4-bit training keeps parameters of linear layers in that format alone (Megatron's
             ``--fp8-param-gather``), else beside 16-bit ones.
         recompute_share: part of the forward pass that full recomputation repeats.
@@ -64,6 +65,7 @@ class Runtime:
     collective_latency_s: float = 0.0
     recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
     grouped_experts: bool = True
+    offload_modules: frozenset[str] = frozenset()
     narrow_parameters: bool = False
     recompute_share: float = 1.0
     flash_share: float = 1.0
