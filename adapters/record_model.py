@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniap_tune.errors import InputError
 from uniap_tune.spec import Mla, Model, Moe, Norm, Position
 
+from .megatron_kinds import bert_model, t5_model
 from .record_fields import Fields, SkippedRecordError, count, flag, mapping, required, text
 
 _GATED = ("swiglu", "silu", "geglu", "gated")
@@ -20,10 +21,11 @@ _LARGEST_WIDTH = 10**7
 
 @dataclass(frozen=True, slots=True)
 class RecordModel:
-    """A model, its sequence length, and what had to be assumed about it."""
+    """A model, its sequence length and its encoder's (if it has one besides a decoder), and what had to be assumed."""
 
     model: Model
     seq_length: int
+    encoder_seq_length: int | None
     assumptions: tuple[str, ...]
 
 
@@ -79,7 +81,22 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
         mla=mla,
         mtp_layers=_extra_predictions(record),
     )
-    return RecordModel(model, seq, tuple(assumptions))
+    kind = (text(fields, "model_type") or name).lower()
+    encoder_seq = None
+    if kind.startswith("bert"):
+        model = bert_model(model, {})
+    elif kind.startswith("t5"):
+        model = _encoder_decoder(model, fields)
+        encoder_seq = count({**fields, **record}, "encoder_seq_length") or seq
+    return RecordModel(model, seq, encoder_seq, tuple(assumptions))
+
+
+def _encoder_decoder(model: Model, fields: Fields) -> Model:
+    """T5: as many layers in encoder and decoder unless the record says otherwise, and biases by relative position."""
+    stated = "encoder_layers", "decoder_layers"
+    encoder, decoder = (_bounded(fields, _LARGEST_LAYERS, key) if key in fields else model.num_layers for key in stated)
+    model = replace(model, num_layers=decoder, position=Position.NONE, position_rows=0)
+    return t5_model(model, {"position-embedding-type": "relative"}, encoder)
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:

@@ -189,6 +189,7 @@ class _Reader:
         job = Job(
             global_batch=self._global_batch(),
             seq_length=parsed.seq_length,
+            encoder_seq_length=parsed.encoder_seq_length,
             precision=Precision(compute=dtype, gradient_bytes=2 if bridge else None),
             optimizer_state_bytes=self._optimizer_states(parsed.model) if bridge else None,
             flash_attention=flash,

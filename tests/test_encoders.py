@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.records import megatron_record
-from uniap_tune.adapters.records import RecordLine, evaluate
+from tests.records import megatron_record, record
+from uniap_tune.adapters.records import RecordLine, evaluate, read_run
 from uniap_tune.graph import LayerKind, build_graph
 from uniap_tune.predict import Prediction, Run, predict
 from uniap_tune.weights import layer_parameters, parameter_count
@@ -95,7 +95,19 @@ def test_t5_without_layers_has_its_published_ones() -> None:
     assert not run.exact
 
 
+def test_models_of_plain_records_are_of_their_kind() -> None:
+    sizes = {"name": "t5-large", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "act": "gelu"}
+    large = read_run(record(model=sizes, seq_length=512, tp=1, dp=8))
+    assert (large.model.encoder_layers, large.model.num_layers, large.job.encoder_seq_length) == (24, 24, 512)
+    assert large.model.relative_buckets == 32
+    fewer = read_run(record(model={**sizes, "decoder_layers": 6}, encoder_seq_length=2048, seq_length=512, tp=1, dp=8))
+    assert (fewer.model.encoder_layers, fewer.model.num_layers, fewer.job.encoder_seq_length) == (24, 6, 2048)
+    bert = read_run(record(model={**sizes, "name": "bert-huge"}, seq_length=512, tp=1, dp=8))
+    assert not bert.model.causal
+    assert predict(large).peak_memory_bytes > predict(bert).peak_memory_bytes
+
+
 def test_t5_of_an_unknown_width_needs_its_layers() -> None:
-    record = megatron_record(num_layers=None, hidden_size=800)
-    evaluated = evaluate(RecordLine(0, {**record, "test": "t5/case"}))
+    wide = megatron_record(num_layers=None, hidden_size=800)
+    evaluated = evaluate(RecordLine(0, {**wide, "test": "t5/case"}))
     assert evaluated.reason == "record has no layers"
