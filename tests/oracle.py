@@ -73,7 +73,7 @@ def cuts(problem: Problem) -> Iterator[list[int]]:
 
 
 def is_even(problem: Problem, stage: list[int], count: int) -> bool:
-    """Whether all intervals take nearly as long; only one that is an end alone may take longer."""
+    """Whether all intervals take nearly as long; only one of a single inner layer, or none, may take longer."""
     n, rule = len(problem.layers), problem.leading
     seconds = [
         min(t.time_s[k] for k in range(len(t.time_s)) if rule is None or not rule.counted[u] or not rule.leading[u][k])
@@ -83,7 +83,7 @@ def is_even(problem: Problem, stage: list[int], count: int) -> bool:
     inner = [stage[1 : n - 1].count(s) for s in range(count)]
     spent = [sum(seconds[u] for u in range(n) if stage[u] == s) for s in range(count)]
     short = any(time < 0.75 * mean * (1 - 1e-12) for time in spent)
-    long = any(time > 1.25 * mean * (1 + 1e-12) for time, size in zip(spent, inner, strict=True) if size)
+    long = any(time > 1.25 * mean * (1 + 1e-12) for time, size in zip(spent, inner, strict=True) if size > 1)
     return not short and not long and min(inner) >= (0 if rule is None else rule.count)
 
 

@@ -155,3 +155,11 @@ def test_memory_needed_is_where_plans_begin_to_fit(model: str, target: Target) -
     assert fits(replace(asked, memory_fraction=(needed * 1.0001 + reserved) / memory))
     assert not fits(replace(asked, memory_fraction=(needed * 0.9999 + reserved) / memory))
     assert memory_needed(space, pricer, enough=10 * needed) >= needed
+
+
+def test_chunks_of_unequal_length_are_the_reason_not_memory() -> None:
+    """96 blocks cannot be cut into 88 chunks of nearly one length."""
+    knobs = parse_knobs(["pp=8", "vpp=11"], [], [])
+    with pytest.raises(InfeasibleError, match="cannot be interleaved with 11 chunks") as caught:
+        run(request("gpt-3-175b", "8x8:a100-80gb", knobs=knobs, seq_length=2048))
+    assert caught.value.relaxations == ("without --fix vpp=11",)

@@ -5,8 +5,8 @@ r"""Interleaved pipelines: the best cut of a chain into v N intervals, stage i h
     cuts in which the seconds of every interval are within a quarter of their mean.
 
 Chunks must be nearly of one size: the ramp of the closed form is that of even chunks, and chunks that differ by a half
-cost up to 20% more than it says. An interval may take longer only if it holds nothing but the first or the last layer.
-All others are *inner* layers; where the first N of each interval are recomputed, every interval holds at least N, and
+cost up to 20% more than it says. An interval may take longer only if it holds no more than one layer beside the first
+or the last. All others are *inner* layers; where the first N of each interval are recomputed, every interval holds at least N, and
 seconds are compared as if none were.
 
 Inner layers are mostly equal. Then seconds and bytes of a stage depend on how many it holds, and for bytes also on
@@ -62,7 +62,7 @@ def is_even(problem: Problem, seconds: float, mean: float, inner: int) -> bool:
     leading = problem.leading.count if problem.leading is not None else 0
     if inner < leading or seconds < mean * (1 - EVEN) * (1 - _ROUNDING):
         return False
-    return inner == 0 or seconds <= mean * (1 + EVEN) * (1 + _ROUNDING)
+    return inner <= 1 or seconds <= mean * (1 + EVEN) * (1 + _ROUNDING)
 
 
 def interval_limits(problem: Problem) -> tuple[list[int], list[int]] | None:

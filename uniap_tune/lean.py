@@ -91,8 +91,6 @@ def _stage_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int) 
     plain = costs[LayerKind.BLOCK]
     each = _in_flight(plain, flights)
     most = blocks if family.virtual_stages == 1 else min(blocks, _most_of_a_chunk(pricer, pp, c, family))
-    if most < 1:
-        return None
     lead = min(leading, most)
     units = [np.repeat(each, most - lead, axis=1)]
     update = _least(plain, lambda cost: cost.static + cost.step_bytes)
@@ -123,7 +121,7 @@ def _most_of_a_chunk(pricer: Pricer, pp: int, c: int, family: Family) -> int:
         if kind.kind is LayerKind.BLOCK:
             shortest = min(shortest, seconds)
     longest = (1 + EVEN) * total / (pp * family.virtual_stages)
-    return math.floor(longest / shortest * (1 + _ROUNDING)) if shortest > 0 else pricer.num_blocks
+    return max(1, math.floor(longest / shortest * (1 + _ROUNDING))) if shortest > 0 else pricer.num_blocks
 
 
 def _least(costs: Sequence[LayerCost], size: Callable[[LayerCost], float]) -> float:

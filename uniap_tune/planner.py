@@ -353,6 +353,14 @@ def infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleErro
     """The error for a request that nothing fits: what is missing, and what would help."""
     limit = request.memory_limit_bytes
     needed = memory_needed(space, pricer) + pricer.costs.reserved_bytes()
+    chunks = request.knobs.fix.get("vpp", "1")
+    if needed <= limit and chunks != "1":  # memory was counted without virtual stages
+        return InfeasibleError(
+            f"{request.model.name} cannot be interleaved with {chunks} chunks on each stage",
+            why="its layers cannot be cut into so many chunks of nearly one length that fit",
+            relaxations=(f"without --fix vpp={chunks}",),
+            fix="change the following",
+        )
     return InfeasibleError(
         f"{request.model.name} does not fit on {request.cluster.name}",
         why=f"the leanest plan needs {format_bytes(needed)} on a device, {format_bytes(limit)} are usable",
