@@ -2,12 +2,14 @@
 
     python tests/benchmarks/fit_cost_model.py ampere measured/*.jsonl
     python tests/benchmarks/fit_cost_model.py hopper measured/*.jsonl --leave-out family
+    python tests/benchmarks/fit_cost_model.py generic measured/*.jsonl --leave-out generation --at-most 100
 
 It prints the constants for ``uniap_tune/data/efficiency/<generation>.toml`` and the errors of the fit, in the sample
 and with each model family (or size) left out in turn. The objective is the mean absolute log error plus twice its
 square, plus a small penalty for leaving the shipped value, so that a constant the data says nothing about stays where
 it is; coordinate descent in the logarithm of each constant finds the minimum. Records with assumptions that change
-the answer count half; repeats of a configuration count once.
+the answer count half; repeats of a configuration count once. The constants of ``generic`` are fitted to the records of
+all generations, each of which weighs the same.
 """
 
 from __future__ import annotations
@@ -21,21 +23,22 @@ from pathlib import Path
 
 from uniap_tune.accuracy import Case, collapse
 from uniap_tune.adapters.records import evaluate_file
-from uniap_tune.cost.efficiency import Efficiency, efficiency_for
+from uniap_tune.cost.efficiency import GENERIC, Efficiency, load_efficiency
 from uniap_tune.predict import Run, predict
 
 # Constants that step times determine, with the bounds physics sets: no unit reaches more than its peak.
 BOUNDS = {
-    "gemm": (0.40, 0.85),
+    "gemm": (0.40, 0.90),
     "gemm_wave_exponent": (0.02, 1.0),
     "gemm_k_ramp": (20.0, 400.0),
     "memory": (0.60, 0.93),
-    "flash": (0.35, 0.75),
-    "flash_backward": (0.30, 0.65),
+    "flash": (0.35, 0.90),
+    "flash_backward": (0.30, 0.80),
     "link": (0.50, 0.93),
     "tp_exposed": (0.15, 1.0),
 }
-QUANTIZED = (0.30, 0.80)
+POWER = {"efficient_flops_per_watt": (0.6e12, 1.6e12), "power_exponent": (0.33, 1.0)}  # one law for all generations
+QUANTIZED = (0.30, 0.97)
 PENALTY = 0.006
 
 
@@ -45,23 +48,36 @@ class Sample:
 
     run: Run
     seconds: float
+    share: float = 1.0
 
     @property
     def weight(self) -> float:
-        return 1.0 if self.run.exact else 0.5
+        return self.share if self.run.exact else 0.5 * self.share
 
 
-def read_samples(paths: Sequence[Path], generation: str) -> list[Sample]:
-    """Dense runs with a measured step time on one generation; repeats collapsed to their median."""
+def read_samples(paths: Sequence[Path], generation: str, at_most: int) -> list[Sample]:
+    """Dense runs with a measured step time on one generation, or on all, thinned evenly to ``at_most`` on each; repeats
+    collapsed to their median."""
     cases = []
     for path in paths:
         for one in evaluate_file(path):
             if one.run is None or one.measured is None or one.prediction is None:
                 continue
             run = one.run
-            if run.cluster.device.generation == generation and run.model.moe is None and one.measured.step_time_s:
+            wanted = generation in (run.cluster.device.generation, GENERIC)
+            if wanted and run.model.moe is None and one.measured.step_time_s:
                 cases.append(Case(file=path.name, run=run, measured=one.measured, prediction=one.prediction))
-    return [Sample(case.run, case.measured.step_time_s) for case in collapse(cases) if case.measured.step_time_s]
+    found = [Sample(case.run, case.measured.step_time_s) for case in collapse(cases) if case.measured.step_time_s]
+    thinned = []
+    for name in sorted({generation_of(sample) for sample in found}):
+        own = [sample for sample in found if generation_of(sample) == name]
+        own = own[:: -(-len(own) // at_most)]
+        thinned += [replace(sample, share=1 / len(own)) for sample in own]
+    return thinned
+
+
+def generation_of(sample: Sample) -> str:
+    return sample.run.cluster.device.generation
 
 
 def errors(samples: Sequence[Sample], efficiency: Efficiency) -> list[float]:
@@ -77,7 +93,8 @@ def objective(samples: Sequence[Sample], efficiency: Efficiency, start: Efficien
 
 
 def names(efficiency: Efficiency) -> list[str]:
-    return [*BOUNDS, *(f"quantized.{dtype}" for dtype in efficiency.quantized)]
+    power = POWER if efficiency.generation == GENERIC else {}
+    return [*BOUNDS, *power, *(f"quantized.{dtype}" for dtype in efficiency.quantized)]
 
 
 def get(efficiency: Efficiency, name: str) -> float:
@@ -99,7 +116,7 @@ def fit(samples: Sequence[Sample], start: Efficiency, rounds: int) -> Efficiency
     steps = dict.fromkeys(names(start), 0.12)
     for _ in range(rounds):
         for name, step in steps.items():
-            low, high = BOUNDS.get(name, QUANTIZED)
+            low, high = {**BOUNDS, **POWER}.get(name, QUANTIZED)
             for factor in (math.exp(step), math.exp(-step)):
                 value = min(high, max(low, get(efficiency, name) * factor))
                 tried = put(efficiency, name, value)
@@ -124,6 +141,7 @@ KEYS: dict[str, Callable[[Sample], object]] = {
     "family": lambda sample: sample.run.model.family,
     "model": lambda sample: sample.run.model.name,
     "hidden": lambda sample: sample.run.model.hidden_size,
+    "generation": generation_of,
 }
 
 
@@ -151,13 +169,12 @@ def main() -> None:
     parser.add_argument("generation")
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--every", type=int, default=1, help="use each Nth sample, for a quick fit")
+    parser.add_argument("--at-most", type=int, default=10**6, help="samples of a generation, for a quick fit")
     parser.add_argument("--leave-out", choices=list(KEYS), default="model")
     parser.add_argument("--from-generic", action="store_true", help="start from the constants of no generation")
     args = parser.parse_args()
-    samples = read_samples(args.records, args.generation)[:: args.every]
-    device = samples[0].run.cluster.device
-    start = efficiency_for(replace(device, generation="generic") if args.from_generic else device)
+    samples = read_samples(args.records, args.generation, args.at_most)
+    start = load_efficiency(GENERIC if args.from_generic else args.generation)
     print(f"shipped:   {summary(errors(samples, start))}")
     fitted = fit(samples, start, args.rounds)
     print(f"in sample: {summary(errors(samples, fitted))}")
