@@ -16,10 +16,12 @@ from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
 from uniap_tune.megatron_rules import RULES
 from uniap_tune.tuning import after, changes_for
 
-FURTHER = ["--max-position-embeddings", "131072", "--train-iters", "10", "--lr", "1e-4", "--bf16", "--mock-data"]
+FURTHER = ["--max-position-embeddings", "131072", "--train-samples", "1000000", "--lr", "1e-4", "--bf16", "--mock-data"]
 FURTHER += ["--tokenizer-type", "NullTokenizer", "--vocab-size", "1000"]
 SET_ELSEWHERE = {"tokenizer-type", "vocab-size", "bf16", "fp16", "max-position-embeddings"}
 REFUSED = {rule.name for rule in RULES if not rule.accepted}
+# What 0.16 finds only when it counts the micro-batches, after its validation.
+LATER = {"batch_divides"}
 
 
 def case(found: MegatronFacts) -> dict[str, Any]:
@@ -46,8 +48,9 @@ def test_megatron_refuses_what_the_rules_say(megatron: Path) -> None:
     breaches = [(rule, changes) for rule, changes in [*BREAKS.items(), *MORE] if rule in REFUSED]
     answers = ask(megatron, [case(facts({})), *(case(facts(changes)) for _, changes in breaches)])
     assert not answers[0].get("error"), answers[0]
-    wrong = [rule for (rule, _), answer in zip(breaches, answers[1:], strict=True) if not answer.get("error")]
-    assert not wrong
+    accepted = {rule for (rule, _), answer in zip(breaches, answers[1:], strict=True) if not answer.get("error")}
+    package = (megatron / "megatron" / "core" / "package_info.py").read_text(encoding="utf-8")
+    assert accepted == (LATER if "MINOR = 16\n" in package else set())
 
 
 @pytest.mark.slow
