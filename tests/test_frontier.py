@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from tests.tiny import UNLIMITED, Tiny, tiny
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.frontier import Frontier, below, fastest_point, leanest_point
-from uniap_tune.problem import Problem, evaluate, is_valid
+from uniap_tune.problem import LayerTable, Problem, Schedule, evaluate, is_valid
 from uniap_tune.quick import QuickBounds
 from uniap_tune.search import TIE
 from uniap_tune.strategy import Target
@@ -198,6 +199,39 @@ def test_the_frontier_of_a_job_is_that_of_all_its_plans(name: str) -> None:
     some = Frontier(searched(job), UNLIMITED)
     assert len(list(some.spread(5))) == min(5, len(expected))
     assert same(values(some.points[:1] + some.points[-1:]), [expected[0], expected[-1]])
+
+
+def test_what_is_proven_is_not_solved_again() -> None:
+    """Between a plan's peak and the limit it was found under nothing is solved, and nothing twice."""
+    search = searched(JOBS["block recompute"])
+    frontier = Frontier(search, UNLIMITED)
+    points = list(frontier.trace())
+    solved = search.solved
+    assert values(list(Frontier(search, UNLIMITED).trace())) == values(points)
+    for point, leaner in itertools.pairwise(points):
+        again = search.fastest((point.peak_bytes + leaner.peak_bytes) / 2)
+        assert again is not None
+        assert again.objective_s == pytest.approx(leaner.objective_s, rel=3 * TIE)
+    assert search.solved == solved
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_of_equally_fast_plans_the_leanest_is_a_point(seconds: float) -> None:
+    table = LayerTable(
+        layout=np.zeros(3, dtype=np.int64),
+        time_s=np.full(3, seconds),
+        step_time_s=np.zeros(3),
+        static_bytes=np.array([5.0, 0.0, 2.0]),
+        microbatch_bytes=np.zeros(3),
+        transient_bytes=np.array([0.0, 1.0, 0.0]),
+        step_bytes=np.zeros(3),
+    )
+    problem = Problem(1, 4, Schedule.ONE_F_ONE_B, 100.0, 1, (table, table), ())
+    frontier = Frontier(search_of([problem]), 100.0)
+    assert values(list(frontier.trace())) == [(8 * seconds, 1.0)]
+    assert values(list(Frontier(search_of([problem]), 100.0).spread(4))) == [(8 * seconds, 1.0)]
+    empty = replace(problem, layers=(replace(table, transient_bytes=np.zeros(3)),) * 2)
+    assert values(list(Frontier(search_of([empty]), 100.0).trace())) == [(8 * seconds, 0.0)]
 
 
 def test_the_end_of_the_frontier_is_the_leanest_plan() -> None:

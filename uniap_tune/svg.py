@@ -89,7 +89,12 @@ def _labels(figure: Figure) -> list[str]:
     for mark in sorted(figure.marks, key=lambda mark: (mark.x, mark.y)):
         x, y = _x(figure, mark.x), _y(figure, mark.y)
         size = 7 * len(mark.label)
-        places = [(x + 6, y - 6), (x - 4 - size, y + 15), *((x + 6, y - 6 - 12 * up) for up in range(1, 20))]
+        places = [
+            (x + 6, y - 6),
+            (x - 4 - size, y + 15),
+            (x + 6, y + 15),
+            *((x + 6, y - 6 - 12 * up) for up in range(1, 20)),
+        ]
         place = next(
             (p for p in places if all(abs(p[0] - a) >= size + 3 or abs(p[1] - b) >= _TEXT for a, b in taken)), places[0]
         )
