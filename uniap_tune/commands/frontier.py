@@ -10,7 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniap_tune.commands.inputs import add_job_arguments, positive_int, request_from, seconds
+from uniap_tune.commands.inputs import (
+    add_job_arguments,
+    add_megatron_version,
+    positive_int,
+    request_from,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a picture there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table there")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write each plan and its launch files there")
+    add_megatron_version(parser)
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     parser.add_argument("--json", action="store_true", help="the points and their plans as JSON on stdout")
     parser.add_argument("--time-limit", type=seconds, metavar="S", help="stop after S seconds with the points so far")
@@ -160,7 +167,7 @@ def _write(args: argparse.Namespace, found: Tradeoff) -> None:
     files: dict[Path, str] = {}
     folders: list[Path] = []
     if args.output is not None:
-        plans = _plan_files(found)
+        plans = _plan_files(found, args.megatron_version)
         folders = sorted({(args.output / name).parent for name in plans})
         files |= {args.output / name: text for name, text in plans.items()}
         if found.chosen is None:
@@ -176,22 +183,23 @@ def _write(args: argparse.Namespace, found: Tradeoff) -> None:
             path.unlink(missing_ok=True)
 
 
-def _plan_files(found: Tradeoff) -> dict[str, str]:
+def _plan_files(found: Tradeoff, version: str) -> dict[str, str]:
     """The launch files of the chosen plan, or those of every point in a folder of its own."""
     if found.chosen is not None:
-        return _launch_files(found.points[found.chosen])
+        return _launch_files(found.points[found.chosen], version)
     files: dict[str, str] = {}
     for number, point in enumerate(found.points, start=1):
         folder = f"point-{number:02d}" if found.axis == "memory" else f"devices-{point.devices}"
-        files |= {f"{folder}/{name}": text for name, text in _launch_files(point).items()}
+        files |= {f"{folder}/{name}": text for name, text in _launch_files(point, version).items()}
     return files
 
 
-def _launch_files(point: Point) -> dict[str, str]:
+def _launch_files(point: Point, version: str) -> dict[str, str]:
     from uniap_tune.render import render
 
     request = point.request
-    return {"plan.json": point.plan.to_json(), **render(point.plan, request.model, request.cluster, request.job)}
+    files = render(point.plan, request.model, request.cluster, request.job, megatron_version=version)
+    return {"plan.json": point.plan.to_json(), **files}
 
 
 def _next_command(args: argparse.Namespace, found: Tradeoff) -> str:
