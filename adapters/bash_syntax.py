@@ -235,7 +235,9 @@ class _Parser(WordParser):
             self.pos += 2
             words = []
             self._blanks()
-            while self.text[self.pos : self.pos + 1] not in ("", "\n", ";"):
+            while (char := self.text[self.pos : self.pos + 1]) not in ("", "\n", ";"):
+                if char in "&|()":
+                    self.fail(f"unexpected {char!r}")
                 words.append(self._word())
                 self._blanks()
         return For(match.group(), tuple(words) if words is not None else None, self._do(), start)
