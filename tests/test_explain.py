@@ -9,7 +9,17 @@ import pytest
 from tests.plans import make_plan
 from tests.tiny import tiny_model
 from uniap_tune.adapters.cluster import read_cluster
-from uniap_tune.explain import binding, bubble_fraction, grid, recompute_text, summarize_strategies, time_shares
+from uniap_tune.assemble import simulated_seconds
+from uniap_tune.explain import (
+    PART_NAMES,
+    binding,
+    bubble_fraction,
+    compare,
+    grid,
+    recompute_text,
+    summarize_strategies,
+    time_shares,
+)
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, build, run
 from uniap_tune.space import Knobs
@@ -99,3 +109,24 @@ def test_grid_and_recompute_in_one_line() -> None:
         made, stages=(made.stages[0], make_plan(Target.ANY, [2], Strategy(dp=4), JOB, microbatches=4).stages[0])
     )
     assert "strategies differ by layer" in grid(mixed)
+
+
+def test_transfers_are_what_links_without_time_would_save() -> None:
+    """Two stages that wait for each other's transfers: the rest of the wait is the bubble."""
+    made = uniform(2, 4, stage_s=1.0)
+    stages = (replace(made.stages[0], link_s=0.2), made.stages[1])
+    linked = replace(made, stages=stages, step_time_s=simulated_seconds(stages, 4))
+    shares = time_shares(linked)
+    assert shares["send"] == pytest.approx(linked.step_time_s - made.step_time_s)
+    assert shares["bubble"] == pytest.approx(1.0)
+    assert sum(shares.values()) == pytest.approx(linked.step_time_s)
+    assert set(shares) <= set(PART_NAMES)
+
+
+def test_comparison_of_two_plans() -> None:
+    plan, other = uniform(2, 4, stage_s=1.0), uniform(1, 4, stage_s=1.5, step_s=0.5)
+    found = compare(other, replace(plan, objective_s=4.0))
+    assert found.plan is other
+    assert found.slower == pytest.approx(6.5 / 5.0 - 1)
+    assert found.slower_proven == pytest.approx(other.objective_s / 4.0 - 1)
+    assert found.parts == pytest.approx({"compute": 2.0, "optimizer": 0.5, "bubble": -1.0})

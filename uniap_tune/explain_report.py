@@ -260,8 +260,8 @@ def _cost(other: Alternative) -> str:
     if other.slower_proven < 0:
         return f"Saves {format_percent(-other.slower)}: {step}"
     return (
-        f"{format_percent(-other.slower)} shorter in the simulation ({step}), {format_percent(other.slower_proven)} "
-        f"longer in the closed form that is proven; plan --rank simulated goes by the former"
+        f"Saves {format_percent(-other.slower)} in the simulation, costs {format_percent(other.slower_proven)} in the "
+        f"closed form that is proven (plan --rank simulated goes by the former): {step}"
     )
 
 
