@@ -250,3 +250,19 @@ def test_what_time_runs_out_for_is_left_out(capsys: pytest.CaptureFixture[str]) 
     answer = run([*JOBS["pipeline"], "--time-limit", "0.001"], capsys)
     check_width(answer)
     assert "Left out" in answer
+
+
+def test_the_only_plan_has_no_runner_up(capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = [x for knob in ("pp=1", "tp=1", "zero=3", "mbs=1", "recompute=none") for x in ("--fix", knob)]
+    answer = " ".join(run(job("1x8:a100-40gb", 64, *fixed), capsys).split())
+    assert "Runner-up None: no other configuration fits." in answer
+
+
+def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = job("1x8:a100-40gb", 64, "--fix", "pp=1", "--why-not", "tp=2,zero=1")
+    run(arguments, capsys)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["explain", *arguments]) == ExitCode.OK
+    shown = capsys.readouterr().err
+    assert "solving: tp=2 zero=1" in shown
+    assert shown.endswith("\r\x1b[K")

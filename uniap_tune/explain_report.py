@@ -178,6 +178,8 @@ def sentences(explanation: Explanation) -> Iterator[tuple[str, str]]:
     for label, other in (("Runner-up", explanation.runner_up), ("Other grid", explanation.other_grid)):
         if other is not None and (label == "Runner-up" or other is not explanation.runner_up):
             yield label, f"{_cost(other)}, {_described(other.plan)}{_because(other)}."
+    if explanation.runner_up is None and explanation.is_complete:
+        yield "Runner-up", "None: no other configuration fits."
     for restriction in explanation.restrictions:
         yield "Restriction", _restriction(restriction.option, restriction.without)
     for target, price in explanation.targets.items():

@@ -48,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
     from uniap_tune.plan import SCHEMA_VERSION
     from uniap_tune.reasons import explain
 
+    progress = _progress()
     try:
         questions = [_question(text) for text in args.why_not]
         written = _written(args.model)
         request = _request(args) if written is None else _request_of(written, args)
         deadline = Deadline.after(args.time_limit)
-        explanation = explain(request, why_not=questions, deadline=deadline, notify=_progress())
+        explanation = explain(request, why_not=questions, deadline=deadline, notify=progress)
     except InfeasibleError as error:
         if args.json:
             document = {
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             }
             _print_json(document)
         raise
+    finally:
+        progress("")
     if written is not None:
         _compare(written, explanation.planning)
     if args.json:
@@ -142,14 +145,13 @@ def _compare(path: Path, planning: Planning) -> None:
         sys.stderr.write(f"{path} has another plan than is found now, which is explained: {grid(before)}\n")
 
 
-def _progress() -> Callable[[str], None] | None:
-    """A line on stderr that is rewritten, on a terminal only."""
-    if not sys.stderr.isatty():
-        return None
+def _progress() -> Callable[[str], None]:
+    """A line on stderr that is rewritten, and cleared by an empty one; on a terminal only."""
 
     def show(question: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{f'solving: {question}' if question else ''}")
-        sys.stderr.flush()
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{f'solving: {question}' if question else ''}")
+            sys.stderr.flush()
 
     return show
 
