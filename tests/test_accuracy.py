@@ -147,7 +147,7 @@ def chosen(cases, generation, *files, exact=True):
 
 # What docs/explanation/accuracy.md promises, in the sample, with a little room.
 PROMISED = [
-    ("ampere", "throughput_vtrain_a100.jsonl", 0.027, 0.047),
+    ("ampere", "throughput_vtrain_a100.jsonl", 0.022, 0.045),
     ("ampere", "throughput_published.jsonl", 0.025, 0.035),
     ("ampere", "throughput_peers.jsonl", 0.045, 0.045),
     ("hopper", "throughput_published.jsonl", 0.045, 0.045),
@@ -198,5 +198,5 @@ def test_configurations_are_ranked_as_well_as_promised(measured_cases):
     found = ranking(chosen(measured_cases, "ampere", "throughput_vtrain_a100.jsonl"))
     assert found is not None
     assert found.kendall_tau is not None
-    assert found.kendall_tau > 0.89
-    assert found.mean_regret < 0.025
+    assert found.kendall_tau > 0.905
+    assert found.mean_regret < 0.02

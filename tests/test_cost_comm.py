@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from tests.test_cost_model import make_cluster
 from uniap_tune.cost.comm import Group, Network
 from uniap_tune.cost.efficiency import load_efficiency
-from uniap_tune.cost.runtime import Runtime
 from uniap_tune.spec import Link
 
 IDEAL = replace(load_efficiency("generic"), link=1.0, network=1.0, collective_latency_s=0.0)
 FREE = replace(make_cluster(4), intra=Link(bandwidth=300e9, latency_s=0.0), inter=Link(bandwidth=25e9, latency_s=0.0))
-NETWORK = Network(FREE, IDEAL, Runtime())
+NETWORK = Network(FREE, IDEAL)
 
 
 def test_ring_volumes():
@@ -35,7 +34,7 @@ def test_a_group_across_nodes_uses_the_rails_of_all_its_local_ranks():
 def test_a_group_inside_the_domain_does_not_touch_the_network():
     assert NETWORK.local_ranks(Group(2, 4)) == 2
     assert NETWORK.local_ranks(Group(4, 4)) == 2
-    big = Network(replace(FREE, domain_size=32), IDEAL, Runtime())
+    big = Network(replace(FREE, domain_size=32), IDEAL)
     assert big.all_gather(1e9, Group(32, 1)) == pytest.approx(31 / 32 * 1e9 / 300e9)
 
 
@@ -53,6 +52,6 @@ def test_sends_average_over_the_borders_that_cross_a_node():
 
 @given(st.floats(1, 1e10), st.sampled_from([2, 4, 8, 16, 32]), st.sampled_from([1, 2, 4, 8]))
 def test_more_bytes_never_take_less_time(size, ranks, stride):
-    network = Network(make_cluster(4), IDEAL, Runtime())
+    network = Network(make_cluster(4), IDEAL)
     group = Group(ranks, stride)
     assert network.all_gather(2 * size, group) > network.all_gather(size, group) > 0

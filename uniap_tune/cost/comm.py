@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 from uniap_tune.cost.efficiency import Efficiency
-from uniap_tune.cost.runtime import Runtime
 from uniap_tune.spec import Cluster
 
 
@@ -27,16 +26,15 @@ class Group:
 class Network:
     """Prices collectives of process groups on one cluster."""
 
-    def __init__(self, cluster: Cluster, efficiency: Efficiency, runtime: Runtime) -> None:
+    def __init__(self, cluster: Cluster, efficiency: Efficiency) -> None:
         self._domain = min(cluster.fast_domain, cluster.num_devices)
         self._intra_bandwidth = cluster.intra.bandwidth * efficiency.link
-        latency = efficiency.collective_latency_s + runtime.collective_latency_s
-        self._intra_latency = cluster.intra.latency_s + latency
+        self._intra_latency = cluster.intra.latency_s + efficiency.collective_latency_s
         # one device's share of its node's rails; a ring through n devices of a node drives n shares
         share = cluster.inter.bandwidth * cluster.rails_per_node / cluster.devices_per_node
         self._inter_share = share * efficiency.network
         self._inter_port = cluster.inter.bandwidth * cluster.rails_per_node * efficiency.network
-        self._inter_latency = cluster.inter.latency_s + latency
+        self._inter_latency = cluster.inter.latency_s + efficiency.collective_latency_s
 
     def local_ranks(self, group: Group) -> int:
         """How many ranks of a group share one domain."""

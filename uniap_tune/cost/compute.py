@@ -28,11 +28,11 @@ _DROPOUT_BYTES = 5.0
 _CAST_FORWARD = 5.0
 _CAST_BACKWARD = 4.0
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
-_COLLECTIVE_LAUNCHES = 2.3
+_COLLECTIVE_LAUNCHES = 2.5
 # Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
 # expert before it can launch their multiplications [Empirical].
 _EXPERT_WAIT = 0.65
-_LAUNCH_NORM = 6.0  # exponent of the smooth maximum of GPU time and launch time [Empirical]
+_LAUNCH_NORM = 7.5  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _HALF = (DType.FP16, DType.BF16)
 
@@ -53,13 +53,15 @@ class Shape:
 class Compute:
     """GPU seconds of one micro-batch of one layer on one rank, as if no kernel ever waited to be launched.
 
-    ``core`` is the attention core's part of forward; ``kernels`` are launched forward, a quarter more backward.
+    ``core`` is the attention core's part of forward; ``kernels`` are launched forward, a quarter more backward;
+    ``waits`` counts the doublings of ranks of the collectives each way, which wait for the rank that launches last.
     """
 
     forward: float
     backward: float
     core: float
     kernels: float
+    waits: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ class ComputeModel:
         backward = sum(self._gemm(g.m, g.k, g.n, g) + self._gemm(g.n, g.k, g.m, g, gradient=True) for g in gemms)
         forward += core.forward + forward_bytes / self._bandwidth
         backward += core.backward + backward_bytes / self._bandwidth
-        return Compute(forward, backward, core.forward, self._kernels(len(gemms), shape, experts=experts))
+        kernels = self._kernels(len(gemms), shape, experts=experts)
+        return Compute(forward, backward, core.forward, kernels, 2 * math.log2(shape.tp))
 
     def _kernels(self, gemms: int, shape: Shape, *, experts: bool) -> float:
         """Kernels of a block's forward pass, in units of one launch from Python.
@@ -278,15 +281,17 @@ class ComputeModel:
             head.kernels + modules * (head.kernels + block.kernels + 2),
         )
 
-    def launched(self, gpu: float, kernels: float, *, experts: bool = False) -> float:
+    def launched(self, gpu: float, kernels: float, *, waits: float, experts: bool) -> float:
         """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take
-        longer; in between a smooth maximum. A layer with experts also waits for part of its launches."""
+        longer; in between a smooth maximum. Collectives wait for the last rank to launch them, unless the GPUs have
+        work queued; a layer with experts also waits for part of its launches."""
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
         launch = self._efficiency.launch_s if self._runtime.launch_s is None else self._runtime.launch_s
         floor = kernels * launch
         gpu += _EXPERT_WAIT * floor if experts else 0.0
+        gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
         return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
 

@@ -92,7 +92,7 @@ class CostModel:
         self.capabilities = capabilities
         self.runtime = runtime or default_runtime(capabilities)
         self.efficiency = efficiency or efficiency_for(cluster.device)
-        self._network = Network(cluster, self.efficiency, self.runtime)
+        self._network = Network(cluster, self.efficiency)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
         self._exchange = ExchangeModel(
             model,
@@ -139,20 +139,22 @@ class CostModel:
         """Seconds forward and backward by part. Time the GPU spends waiting for launches counts as compute."""
         forward_s = {TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward, EP_COMM: comm.ep_forward}
         backward_s = {TP_COMM: comm.tp_backward, CP_COMM: comm.cp_backward, EP_COMM: comm.ep_backward}
-        again, launches = 0.0, _BACKWARD_KERNELS * compute.kernels
+        again, launches, waits = 0.0, _BACKWARD_KERNELS * compute.kernels, compute.waits
         if layer.kind is LayerKind.BLOCK:
             if strategy.recompute is Recompute.FULL:
                 share = self.runtime.recompute_share
                 again, launches = share * compute.forward, launches + share * compute.kernels
+                waits += share * compute.waits
                 for part, seconds in forward_s.items():
                     backward_s[part] += share * seconds
             elif strategy.recompute is Recompute.SELECTIVE and CORE_ATTENTION in self.runtime.recompute_modules:
                 again = compute.core
         sent, returned = sum(forward_s.values()), sum(backward_s.values())
         launched = self._compute.launched
-        forward_s[COMPUTE] = launched(compute.forward + sent, compute.kernels, experts=layer.moe) - sent
-        busy = compute.backward + again + returned
-        backward_s[COMPUTE] = launched(busy, launches, experts=layer.moe) - returned - again
+        forth, back = compute.forward + sent, compute.backward + again + returned
+        forth = launched(forth, compute.kernels, waits=compute.waits, experts=layer.moe)
+        back = launched(back, launches, waits=waits, experts=layer.moe)
+        forward_s[COMPUTE], backward_s[COMPUTE] = forth - sent, back - returned - again
         backward_s[RECOMPUTE] = again
         return forward_s, backward_s
 

@@ -32,7 +32,8 @@ class Runtime:
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
         launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
-        collective_latency_s: seconds for each doubling of ranks that a collective waits for the last rank to launch it.
+        rank_wait_s: seconds that a collective waits for the rank whose CPU launches it last, for each doubling of its
+            ranks, where launches take all the time; less in the proportion in which the GPU takes longer.
         grouped_experts: the GEMMs of a rank's experts run as one operator (Megatron's ``--moe-grouped-gemm``).
         recompute_modules: what selective recomputation repeats.
         offload_modules: modules whose tensors wait in host memory (Megatron's ``--offload-modules``).
@@ -62,7 +63,7 @@ class Runtime:
     fused_kernels: bool = True
     launch_s: float | None = None
     kernel_s: float = 2.0e-6
-    collective_latency_s: float = 0.0
+    rank_wait_s: float = 0.0
     recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
     grouped_experts: bool = True
     offload_modules: frozenset[str] = frozenset()
@@ -100,8 +101,8 @@ MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
-    loss_traffic=103.0,
-    kernel_s=1.2e-5,
+    loss_traffic=107.0,
+    kernel_s=1.28e-5,
 )
 
 # PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
@@ -119,12 +120,12 @@ PYTORCH_FSDP = Runtime(
 )
 
 # The same layers under Megatron-DeepSpeed: slower launches, ranks that drift apart between collectives, a vocabulary
-# that is padded only for tensor parallelism. [Empirical], fitted on 740 runs on one A100 node, and a sixth as much on
+# that is padded only for tensor parallelism. [Empirical], fitted on 740 runs on one A100 node, and a fifth as much on
 # 109 runs of 3.6B to 175B on 64 to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
     MEGATRON_2021,
-    launch_s=3.27e-5,
-    collective_latency_s=3.5e-5,
+    launch_s=3.28e-5,
+    rank_wait_s=1.4e-4,
     pads_without_tp=False,
 )
 
