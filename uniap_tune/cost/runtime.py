@@ -116,6 +116,7 @@ PYTORCH_FSDP = Runtime(
     recompute_share=0.7,
     loss_bytes=10.0,
     loss_traffic=60.0,
+    cast_traffic=2.5,
     kernel_s=5.0e-6,
 )
 
