@@ -24,8 +24,7 @@ def bounds(job: Tiny) -> list[tuple[bool, float, float]]:
     found = []
     for pp, c, family, problem in job.problems():
         number = problem.leading.count if problem.leading is not None else 0
-        single = len(family.blocks) == 1 or family.leading
-        exact = single and family.virtual_stages == 1
+        exact = family.virtual_stages == 1
         found.append((exact, least_bytes(job.pricer, pp, c, family, number), least_of_plans(problem)))
     return found
 

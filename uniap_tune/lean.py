@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,11 +27,11 @@ def least_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int = 
 
     The bytes of a stage rise with the blocks it holds, so as many blocks fit under a limit as the table
     bytes[stage, blocks held] has entries within it: the least limit is the B-th smallest entry, for B blocks. Exact
-    without virtual stages where blocks are equal and have one strategy at each place; else every block counts as
-    the leanest, and memory as if a stage filled its leanest chunks first.
+    without virtual stages where blocks are equal and have one strategy at each place, or one leanest for each level of
+    transients; else every block counts as the leanest, and memory as if a stage filled its leanest chunks first.
     """
     table = _stage_bytes(pricer, pp, c, family, leading)
-    return math.inf if table is None else _bottleneck(table, pricer.num_blocks)
+    return _bottleneck(table, pricer.num_blocks)
 
 
 def least_seconds(pricer: Pricer, pp: int, c: int, family: Family, leading: int, limit_bytes: float) -> float:
@@ -42,8 +43,6 @@ def least_seconds(pricer: Pricer, pp: int, c: int, family: Family, leading: int,
     if family.virtual_stages > 1 or len(family.blocks) > 1 + family.leading:
         return 0.0
     table = _stage_bytes(pricer, pp, c, family, leading)
-    if table is None:
-        return math.inf
     plain, again = math.inf, math.inf  # seconds of a block, and what recomputing it adds
     ends = {LayerKind.EMBEDDING: 0.0, LayerKind.HEAD: 0.0}
     total = 0.0
@@ -77,37 +76,97 @@ def _bottleneck(table: FloatArray, blocks: int) -> float:
     return max(needed, float(np.partition(entries, blocks - 1)[blocks - 1]))
 
 
-def _stage_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int) -> FloatArray | None:
-    """[stage, blocks held] least bytes; ``None`` if no chunk may hold a block."""
-    costs: dict[LayerKind, list[LayerCost]] = {kind: [] for kind in LayerKind}
-    recomputed: list[LayerCost] = []
+class _Bytes(NamedTuple):
+    """What a layer needs under one strategy; ``update``: when the optimizer runs."""
+
+    transient: float
+    static: float
+    microbatch: float
+    update: float
+
+
+def _bytes(cost: LayerCost) -> _Bytes:
+    return _Bytes(cost.transient_bytes, cost.static, cost.microbatch, cost.static + cost.step_bytes)
+
+
+def _stage_bytes(pricer: Pricer, pp: int, c: int, family: Family, leading: int) -> FloatArray:
+    """[stage, blocks held] least bytes.
+
+    A stage pays for its largest transient: with several strategies, for each level of it those within the level.
+    """
+    choices: dict[LayerKind, list[_Bytes]] = {kind: [] for kind in LayerKind}
+    recomputed: list[_Bytes] = []
     for kind in pricer.type_counts:
         for strategy in family.strategies(kind):
             is_leading = family.leading and kind.kind is LayerKind.BLOCK and strategy.recompute is Recompute.FULL
-            cost = pricer.cost(kind, strategy, pp, c, family.virtual_stages)
-            (recomputed if is_leading else costs[kind.kind]).append(cost)
+            size = _bytes(pricer.cost(kind, strategy, pp, c, family.virtual_stages))
+            (recomputed if is_leading else choices[kind.kind]).append(size)
     blocks = pricer.num_blocks
-    flights = _flights(pp, c, family.virtual_stages)
-    plain = costs[LayerKind.BLOCK]
-    each = _in_flight(plain, flights)
     most = blocks if family.virtual_stages == 1 else min(blocks, _most_of_a_chunk(pricer, pp, c, family))
+    flights = _flights(pp, c, family.virtual_stages)
     lead = min(leading, most)
-    units = [np.repeat(each, most - lead, axis=1)]
-    update = _least(plain, lambda cost: cost.static + cost.step_bytes)
-    transient = _least(plain, lambda cost: cost.transient_bytes)
+    if recomputed or len(choices[LayerKind.BLOCK]) == 1:
+        return _table(choices, recomputed, flights, lead, most, blocks)
+    useful = {kind: _undominated(sizes) for kind, sizes in choices.items()}
+    tables = []
+    for level in sorted({size.transient for sizes in useful.values() for size in sizes}):
+        within = {kind: [size for size in sizes if size.transient <= level] for kind, sizes in useful.items()}
+        if all(within.values()):
+            tables.append(_table(within, [], flights, lead, most, blocks, level))
+        elif within[LayerKind.BLOCK]:  # stages without an embedding or a head
+            ends = {kind: within[kind] or [_NEVER] for kind in within}
+            tables.append(_table(ends, [], flights, lead, most, blocks, level))
+    table: FloatArray = np.minimum.reduce(tables)
+    return table
+
+
+_NEVER = _Bytes(math.inf, math.inf, math.inf, math.inf)
+
+
+def _undominated(sizes: Sequence[_Bytes]) -> list[_Bytes]:
+    """Those that none beats in all respects, by rising transients."""
+    kept: list[_Bytes] = []
+    for size in sorted(sizes):
+        if not any(all(a <= b for a, b in zip(other[1:], size[1:], strict=True)) for other in kept):
+            kept.append(size)
+    return kept
+
+
+def _table(
+    choices: Mapping[LayerKind, Sequence[_Bytes]],
+    recomputed: Sequence[_Bytes],
+    flights: IntArray,
+    lead: int,
+    most: int,
+    blocks: int,
+    level: float = 0.0,
+) -> FloatArray:
+    """[stage, blocks held] least bytes where each stage pays at least ``level`` for transients.
+
+    Args:
+        choices, recomputed: what a layer may need; the first ``lead`` blocks of a chunk are the recomputed ones.
+        flights: [stage, chunk] micro-batches in flight.
+        most: blocks a chunk may hold.
+        blocks: blocks of the model.
+    """
+    pp = len(flights)
+    plain = choices[LayerKind.BLOCK]
+    units = [np.repeat(_in_flight(plain, flights), most - lead, axis=1)]
+    update = min(size.update for size in plain)
+    transient = min(size.transient for size in plain)
     if recomputed:
         units.append(np.repeat(_in_flight(recomputed, flights), lead, axis=1))
-        update = min(update, _least(recomputed, lambda cost: cost.static + cost.step_bytes))
-        transient = _least(recomputed, lambda cost: cost.transient_bytes)
+        update = min(update, *(size.update for size in recomputed))
+        transient = min(size.transient for size in recomputed)
     held = np.cumsum(np.sort(np.concatenate(units, axis=1), axis=1)[:, :blocks], axis=1)
     held = np.concatenate([np.zeros((pp, 1)), held], axis=1)
     updated = np.tile(update * np.arange(held.shape[1]), (pp, 1))
-    spike = np.full(held.shape, transient)
-    spike[:, 0] = 0.0
+    spike = np.full(held.shape, max(transient, level))
+    spike[:, 0] = level
     for end, stage, chunk in ((LayerKind.EMBEDDING, 0, 0), (LayerKind.HEAD, pp - 1, -1)):
-        held[stage] += _in_flight(costs[end], flights[stage, chunk])
-        updated[stage] += _least(costs[end], lambda cost: cost.static + cost.step_bytes)
-        spike[stage] = np.maximum(spike[stage], _least(costs[end], lambda cost: cost.transient_bytes))
+        held[stage] += _in_flight(choices[end], flights[stage, chunk])
+        updated[stage] += min(size.update for size in choices[end])
+        spike[stage] = np.maximum(spike[stage], min(size.transient for size in choices[end]))
     table: FloatArray = np.maximum(held + spike, updated)
     return table
 
@@ -124,13 +183,9 @@ def _most_of_a_chunk(pricer: Pricer, pp: int, c: int, family: Family) -> int:
     return max(1, math.floor(longest / shortest * (1 + _ROUNDING))) if shortest > 0 else pricer.num_blocks
 
 
-def _least(costs: Sequence[LayerCost], size: Callable[[LayerCost], float]) -> float:
-    return min(size(cost) for cost in costs)
-
-
-def _in_flight(costs: Sequence[LayerCost], flights: IntArray) -> FloatArray:
+def _in_flight(sizes: Sequence[_Bytes], flights: IntArray) -> FloatArray:
     """Least bytes held, for each number of micro-batches in flight."""
-    held: FloatArray = np.minimum.reduce([cost.static + cost.microbatch * flights for cost in costs])
+    held: FloatArray = np.minimum.reduce([size.static + size.microbatch * flights for size in sizes])
     return held
 
 
