@@ -33,7 +33,7 @@ from .bash_tree import (
     Word,
 )
 from .bash_words import literal_text
-from .source_text import SourceFile, read_source
+from .source_text import SourceFile, is_there, read_source
 
 _MAX_STEPS = 20_000
 _MAX_FILES = 16
@@ -336,7 +336,7 @@ class _Runner:
 
     def source(self, path: Text, command: Simple) -> None:
         target = Path(self.result.files[self.current].path).parent / path.text
-        if path.unknown or not target.is_file():
+        if path.unknown or not (is_there(target) and target.is_file()):
             what = path.unknown or f"{path.text}, which is not there"
             self.expander.not_sourced = f"{self.where(command.start)} sources {what}"
             return

@@ -24,7 +24,7 @@ from .documents import printable
 from .huggingface import read_model
 from .megatron import build_recipe
 from .nemo_keys import FOR_VIRTUAL_STAGES, KEYS, SWITCHES, as_arguments, switch_text
-from .source_text import SourceFile, read_source
+from .source_text import SourceFile, is_there, read_source
 from .yaml_text import parse_yaml_text, scalar
 
 # Megatron-Bridge trains in bf16 unless a recipe says otherwise, with the distributed optimizer and its overlaps
@@ -236,7 +236,7 @@ def _base_model(base: tuple[str, str]) -> Model | None:
         dotted = version if len(version) < 2 else f"{version[0]}.{version[1:]}"
         joint = "-" if family == "llama" and version else ""
         name = f"{family}{joint}{dotted}-{size}"
-    if not name or Path(name).exists():  # an id, never a file of this name
+    if not name or is_there(Path(name)):  # an id, never a file of this name
         return None
     try:
         return read_model(name)

@@ -31,6 +31,14 @@ class SourceFile:
         return f"{self.name}:{self.text.count(chr(10), 0, offset) + 1}"
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL byte
+        return False
+
+
 def read_source(path: Path, instead: Mapping[Path, str] | None = None) -> SourceFile:
     """The text of a file; ``instead``: texts that stand for those of files, by their resolved paths.
 

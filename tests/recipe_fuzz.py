@@ -74,6 +74,8 @@ def whole_files() -> list[tuple[str, bytes]]:
         (".py", b"def f():\n    return f()\n"),
         (".py", b"def f():\n    c = f" + b".a" * 20_000 + b"\n    return c\n"),
         (".py", b"\x00"),
+        (".py", b"def f():\n    cfg.model = AutoBridge.from_hf_pretrained('" + b"m" * 400 + b"')\n    return cfg\n"),
+        (".sh", b"source " + b"e" * 400 + b".sh\ntorchrun pretrain_gpt.py $ARGS\n"),
         (".txt", b"--num-layers " * 20_000),
         (".txt", b"'" + b"a" * 200_000),
         (".txt", b""),

@@ -67,6 +67,7 @@ BREAKS: dict[str, dict[str, Any]] = {
     | {"decoder-last-pipeline-num-layers": "8", "num-layers-per-virtual-pipeline-stage": "4"},
     "virtual_size_divides": PP | {"num-layers-per-virtual-pipeline-stage": "3"},
     "virtual_count_divides": PP | {"num-virtual-stages-per-pipeline-rank": "3"},
+    "virtual_count_divides_ends": VPP | {"decoder-first-pipeline-num-layers": "5"},
     "group_size": VPP | {"microbatch-group-size-per-virtual-pipeline-stage": "2"},
     "enough_microbatches": VPP | {"micro-batch-size": "4"},
     "experts_divide": MOE | {"expert-model-parallel-size": "16"},
@@ -111,6 +112,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ),
     ("offloaded_layers", PP | {"cpu-offloading-num-layers": "2"}),
     ("offloaded_layers", {"cpu-offloading-num-layers": "2", "recompute-activations": True}),
+    ("virtual_count_divides_ends", VPP | {"decoder-last-pipeline-num-layers": "11"}),
+    ("middle_divides", PP | {"decoder-first-pipeline-num-layers": "16", "decoder-last-pipeline-num-layers": "16"}),
     ("group_size", VPP | {"microbatch-group-size-per-virtual-pipeline-stage": "7"}),
 ]
 

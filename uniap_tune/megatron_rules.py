@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uniap_tune.megatron_states  # noqa: F401 - registers its rules
 from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron_layout import first_and_last
 from uniap_tune.megatron_rule import RULES, Violation, rule
 
 __all__ = ["RULES", "Violation", "violations"]
@@ -176,7 +177,7 @@ def middle_divides(facts: MegatronFacts) -> str:
     first, last = (facts.optional(name) for name in _ENDS)
     others = facts.pp - (first is not None) - (last is not None)
     left = facts.num_layers - (first or 0) - (last or 0)
-    if left < 0 or others < 0 or (others == 0 and left) or (others > 0 and left % others):
+    if left < 0 or others < 0 or bool(left) != bool(others) or (others > 0 and left % others):
         return f"{left} layers are left for {others} middle stages, which does not divide"
     return ""
 
@@ -235,6 +236,20 @@ def virtual_count_divides(facts: MegatronFacts) -> str:
         return ""
     share = (facts.num_layers + len(_given(facts, _ACCOUNTS))) // facts.pp
     return f"{share} layers of a stage do not divide over {chunks} virtual stages" if share % chunks else ""
+
+
+@rule("TC:2306-2367")
+def virtual_count_divides_ends(facts: MegatronFacts) -> str:
+    """It does so too where the first or the last stage has its own number."""
+    chunks = facts.count(_VIRTUAL[1], 0)
+    if not chunks or not _given(facts, _ENDS) or facts.text("pipeline-model-parallel-layout"):
+        return ""
+    try:
+        stages = first_and_last(facts.num_layers, facts.pp, *(facts.optional(name) for name in _ENDS))
+    except ValueError:  # what is wrong with the split another rule says
+        return ""
+    wrong = next((size for size in stages if size % chunks), None)
+    return "" if wrong is None else f"{wrong} layers of a stage do not divide over {chunks} virtual stages"
 
 
 @rule("sch:1160", accepted=True)
