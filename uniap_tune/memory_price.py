@@ -164,14 +164,17 @@ def _least_bytes(search: EpsilonSearch, *, low: float, guess: float, cutoff: flo
         DeadlineError: time ran out.
     """
     high, limit = math.inf, guess
+    halved = True
     while high - low > RESOLUTION_BYTES:
         found = search.fastest(limit, cutoff)
         if found is not None:
             high = min(high, found.peak_bytes)
-            limit = (low + high) / 2
         elif math.isinf(high):
             low, limit = limit, limit + 2 * (limit - low) if limit > low else _MORE * limit
+            continue
         else:
             low = limit
-            limit = (low + high) / 2
+        # what was found is often the answer: a trial just below it, which proves that, comes before the next halving
+        limit = max(high - RESOLUTION_BYTES, (low + high) / 2) if halved else (low + high) / 2
+        halved = not halved
     return high
