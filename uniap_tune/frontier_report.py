@@ -22,6 +22,7 @@ from uniap_tune.units import GIB, format_count, format_percent, format_seconds
 _MOST_ROWS = 40
 # How much slower than the fastest plan a leaner one may be to be pointed out.
 _SLOWER = (0.05, 0.25)
+_NOTABLE = 0.01  # part of the memory that is worth a sentence
 _HEIGHT, _WIDTH = 14, 78
 
 
@@ -68,7 +69,7 @@ def figure(found: Tradeoff) -> Figure:
             point.plan.step_time_s,
             label,
             f"{format_seconds(point.plan.step_time_s)} a step, {point.plan.peak_memory_bytes / GIB:.1f} GiB, "
-            f"{point.devices} devices, {_short(point.plan)}",
+            f"{_devices(point.devices)}, {_short(point.plan)}",
             point.dominated,
         )
         for label, point in numbered(found)
@@ -116,13 +117,24 @@ def _columns(found: Tradeoff, price: float | None) -> list[str]:
 def _row(found: Tradeoff, name: str, point: Point, price: float | None) -> list[str]:
     plan = point.plan
     mark = " x" if point.dominated else ""
-    memory = f"{plan.peak_memory_bytes / GIB:.1f}"
+    memory = _gib(found, point)
     step = format_seconds(plan.step_time_s)
     if found.axis is Axis.MEMORY:
         slower = plan.step_time_s / found.points[0].plan.step_time_s - 1
         return [name, memory, step, f"{slower:+.1%}", _short(plan) + mark]
     spent = f"{point.device_seconds:.4g}" if price is None else f"{point.cost_per_step(price):.4g}"
     return [name, step, format_count(plan.tokens_per_s), spent, memory, _short(plan) + mark]
+
+
+def _gib(found: Tradeoff, point: Point) -> str:
+    """GiB with as many decimals as tell the points apart."""
+    peaks = [other.plan.peak_memory_bytes for other in found.points]
+    decimals = 1 if max(peaks) - min(peaks) > len(peaks) * GIB / 20 or len(peaks) == 1 else 3
+    return f"{point.plan.peak_memory_bytes / GIB:.{decimals}f}"
+
+
+def _devices(*counts: int) -> str:
+    return ", ".join(map(str, counts)) + (" device" if counts == (1,) else " devices")
 
 
 def _short(plan: Plan) -> str:
@@ -160,7 +172,7 @@ def _on_memory(found: Tradeoff) -> Iterator[tuple[str, str]]:
     for most in _SLOWER:
         within = [x for x in points if _slower(x[1], first) <= most and not x[1].dominated]
         name, leanest = min(within, key=lambda x: x[1].plan.peak_memory_bytes, default=points[0])
-        if _saved(leanest, first) > 0 and leanest is not last:
+        if _saved(leanest, first) >= _NOTABLE and leanest is not last:
             price = (
                 f"{format_percent(_saved(leanest, first))} less memory for {format_percent(_slower(leanest, first))}"
             )
@@ -192,8 +204,8 @@ def _on_devices(found: Tradeoff, price: float | None) -> Iterator[tuple[str, str
         return
     fastest = min(found.points, key=lambda point: point.plan.step_time_s)
     cheapest = min(found.points, key=lambda point: (point.device_seconds, point.devices))
-    yield "Fastest", f"{fastest.devices} devices: {_measures(fastest)}"
-    text = f"{cheapest.devices} devices: {cheapest.device_seconds:.4g} device-seconds a step, at any price a device"
+    yield "Fastest", f"{_devices(fastest.devices)}: {_measures(fastest)}"
+    text = f"{_devices(cheapest.devices)}: {cheapest.device_seconds:.4g} device-seconds a step, at any price a device"
     yield "Cheapest", text + _cost(cheapest, price)
     if fastest.devices > cheapest.devices:
         more, quicker = fastest.devices / cheapest.devices, cheapest.plan.step_time_s / fastest.plan.step_time_s
@@ -202,13 +214,13 @@ def _on_devices(found: Tradeoff, price: float | None) -> Iterator[tuple[str, str
 
 def _choice(found: Tradeoff, point: Point, price: float | None) -> Iterator[tuple[str, str]]:
     if found.goal is Goal.MIN_COST:
-        yield "Cheapest", f"{point.devices} devices: {_measures(point)}" + _cost(point, price)
+        yield "Cheapest", f"{_devices(point.devices)}: {_measures(point)}" + _cost(point, price)
         return
-    yield "Fewest", f"{point.devices} devices: {_measures(point)}" + _cost(point, price)
+    yield "Fewest", f"{_devices(point.devices)}: {_measures(point)}" + _cost(point, price)
     slower = [other for other in found.points if other.devices < point.devices]
     if slower:
         best = min(slower, key=lambda other: other.plan.step_time_s)
-        yield "Fewer", f"too slow: {best.devices} devices need {format_seconds(best.plan.step_time_s)}"
+        yield "Fewer", f"too slow: {format_seconds(best.plan.step_time_s)} a step on {_devices(best.devices)}"
 
 
 def _cost(point: Point, price: float | None) -> str:
@@ -221,8 +233,7 @@ def _cost(point: Point, price: float | None) -> str:
 
 def _always(found: Tradeoff) -> Iterator[tuple[str, str]]:
     for why, group in groupby(found.left_out, key=lambda item: item[1]):
-        counts = ", ".join(str(count) for count, _ in group)
-        yield "Left out", f"{counts} devices: {why}"
+        yield "Left out", f"{_devices(*(count for count, _ in group))}: {why}"
     if any(point.dominated for point in found.points):
         other = "memory" if found.axis is Axis.MEMORY else "devices"
         yield "Marked x", f"pass over: another point has a step no longer with no more {other}"
