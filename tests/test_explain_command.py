@@ -94,6 +94,15 @@ def test_answers_to_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"--forbid zero=3 costs ([\d.]+%: without it|nothing)", answer)
 
 
+def test_a_question_may_find_a_better_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = " ".join(run(job("1x8:a100-40gb", 64, "--fix", "tp=8", "--why-not", "tp=2,zero=1"), capsys).split())
+    found = re.search(
+        r"Why not tp 2, zero 1: saves ([\d.]+)%: [\d.]+ s a step, .*?--fix tp=2 --fix zero=1 asks", answer
+    )
+    assert found is not None
+    assert re.search(r"Restriction --fix tp=8 costs [\d.]+%: without it", answer)
+
+
 def test_every_part_has_a_name_and_a_remedy() -> None:
     assert set(PART_NAMES) == set(_REMEDIES)
     names = max(map(len, PART_NAMES.values()))

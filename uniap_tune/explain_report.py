@@ -293,7 +293,7 @@ def _verdict_text(answer: WhatIf, plan: Plan) -> str:
     text = f"{text[0].lower()}{text[1:]}, {_described(other.plan)}{_because(other)}."
     if other.slower < 0 and other.slower_proven < 0:
         fix = " ".join(f"--fix {knob}={value}" for knob, value in answer.asked.items())
-        text += f" Plans look for it only when asked: {fix}."
+        text += f" The search leaves it out, by default or by a restriction; {fix} asks for it."
     return text
 
 
