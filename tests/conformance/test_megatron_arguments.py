@@ -42,6 +42,7 @@ PLANNED: list[tuple[str, str, int, int, list[str]]] = [
     ("mistral-7b", "1x8:h100", 64, 8192, ["zero=3"]),
     ("llama-3-70b", "8x8:h100", 128, 8192, ["vpp=5", "tp=4"]),
     ("llama-3-70b", "4x8:h100", 64, 8192, ["recompute=full", "pp=4"]),
+    ("llama-3-70b", "8x8:h100", 128, 8192, ["tp=4", "cp=1", "pp=4", "vpp=5"]),  # the first N layers of each chunk
     ("gpt-22b", "8x8:a100-80gb", 256, 2048, ["vpp=3"]),
     ("mixtral-8x7b", "8x8:h100", 256, 4096, []),
     ("mixtral-8x7b", "4x8:h100", 128, 4096, ["ep=4", "pp=4"]),
@@ -153,7 +154,11 @@ def test_megatron_understands_the_plan(pair: tuple[Launch, dict[str, Any]]) -> N
 
 
 def test_megatron_recomputes_what_the_plan_says(pair: tuple[Launch, dict[str, Any]]) -> None:
-    launch, got = pair
+    assert_same_recomputation(*pair)
+
+
+def assert_same_recomputation(launch: Launch, got: dict[str, Any]) -> None:
+    """Megatron recomputes the layers that the plan says."""
     depth, method = got["recompute_num_layers"], got["recompute_method"]
     for chunk in launch.plan.virtual_stage_blocks():
         modes = [s.recompute for s in chunk]
@@ -253,6 +258,7 @@ def test_megatron_runs_what_the_planner_finds(answers: list[dict[str, Any]]) -> 
         assert got["chunk_layers"] == list(map(len, plan.virtual_stage_blocks()))
         assert got["data_parallel_size"] == plan.strategies[0].dp
         assert got["micro_batch_size"] * plan.num_microbatches * plan.strategies[0].dp == made.job.global_batch
+        assert_same_recomputation(made, got)
         assert got["stage_parameters"]
         assert_same_parameters(made, got)
 
@@ -269,6 +275,8 @@ def test_the_plans_are_of_many_shapes() -> None:
     assert sum(plan.virtual_stages == 1 for plan in ragged) >= 5
     assert sum(grid.ep > 1 for grid in grids) >= 10
     assert sum(grid.cp > 1 for grid in grids) >= 4
+    modes = [{s.recompute for s in launch.plan.strategies} for launch in made if launch.plan.virtual_stages > 1]
+    assert {Recompute.FULL, Recompute.NONE} in modes
     assert {grid.etp for grid in grids} >= {1, 2, 4}
 
 
