@@ -146,12 +146,13 @@ def _devices_table() -> str:
             f"{entry['memory_bytes'] / GIB:.2f} GiB",
             f"{entry['memory_gbps']:g}",
             str(entry["num_sms"]),
+            str(entry["watts"]),
             *(f"{entry['peak_tflops'].get(dtype, '–')}" for dtype in formats),
             f"`{entry['node']}`",
         ]
         for name, entry in TABLES["devices"].items()
     ]
-    return _table(["device", "generation", "memory", "GB/s", "SMs", *formats, "node"], rows)
+    return _table(["device", "generation", "memory", "GB/s", "SMs", "W", *formats, "node"], rows)
 
 
 def _nodes_table() -> str:
