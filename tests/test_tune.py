@@ -22,7 +22,7 @@ from uniap_tune.recipe import Changes, Recipe, plan_run, today_run
 from uniap_tune.space import Knobs
 from uniap_tune.spec import Recompute
 from uniap_tune.strategy import Strategy, Target
-from uniap_tune.tuning import Tuning, changes_for, tune
+from uniap_tune.tuning import Tuning, after, changes_for, tune
 
 RECIPES = Path(__file__).parent / "recipes"
 BRIDGE = [
@@ -316,3 +316,19 @@ def test_the_published_settings_of_llama_3_70b_are_nearly_the_plan() -> None:
     assert plan.virtual_stages > 1
     assert {s.recompute for s in plan.strategies} == {Recompute.NONE}
     assert found.speedup == pytest.approx(1.01, abs=0.02)
+
+
+def test_a_recipe_keeps_its_own_words() -> None:
+    """Virtual stages by their size where it says so, and no experts' grid that is the default."""
+    recipe = read("shell/mixtral_8x7b.sh")
+    plans = plans_for(recipe)
+    even = next(p for p in plans if p.virtual_stages > 1 and len(set(map(len, p.virtual_stage_blocks()))) == 1)
+    values = changes_for(recipe, even, CLUSTER).values
+    assert "num-virtual-stages-per-pipeline-rank" not in values
+    assert after(recipe, changes_for(recipe, even, CLUSTER), CLUSTER).virtual == even.virtual_stages == 2
+    ragged = next(p for p in plans if len(set(map(len, p.virtual_stage_blocks()))) > 1 and p.virtual_stages > 1)
+    assert "num-layers-per-virtual-pipeline-stage" in changes_for(recipe, ragged, CLUSTER).removed
+    split = next(p for p in plans if p.strategies[0].etp == p.strategies[0].tp == 2)
+    facts = after(recipe, changes_for(recipe, split, CLUSTER), CLUSTER)
+    assert (facts.ep, facts.etp) == (2, 2)
+    assert "expert-tensor-parallel-size" not in facts.arguments
