@@ -261,3 +261,15 @@ def test_what_an_engine_does_for_experts_saves_time():
     assert seconds(overlap_experts=True) < plain
     assert seconds(cuda_graphs=True) < plain
     assert seconds(cuda_graphs=True, overlap_experts=True) < seconds(cuda_graphs=True)
+
+
+def test_selective_recomputation_repeats_the_modules_it_names():
+    def seconds(*modules: str) -> float:
+        runtime = Runtime(recompute_modules=frozenset(modules))
+        model = CostModel(MODEL, make_cluster(), JOB, CAPABILITIES[Target.ANY], runtime=runtime)
+        again = Strategy(recompute=Recompute.SELECTIVE)
+        return model.layer_cost(BLOCK, again, samples=1, pp=1, num_microbatches=8).backward_s.get("recompute", 0.0)
+
+    assert seconds("layernorm") == 0
+    assert 0 < seconds("core_attn") < seconds("mlp")
+    assert seconds("core_attn", "mlp") == pytest.approx(seconds("core_attn") + seconds("mlp"))

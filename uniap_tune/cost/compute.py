@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass
 
 from uniap_tune.cost.efficiency import Efficiency
-from uniap_tune.cost.runtime import Runtime
+from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERTS, LATENT_UP, MLP, SHARED_EXPERTS, Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.spec import Device, DType, Job, Model
+from uniap_tune.spec import Device, DType, Job, Mla, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
 # Bytes an element of the attention matrix moves each way: scores written by one kernel and read by the next, softmax
@@ -31,7 +31,7 @@ _CAST_BACKWARD = 4.0
 _COLLECTIVE_LAUNCHES = 2.5
 # Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
 # expert before it can launch their multiplications [Empirical].
-_EXPERT_WAIT = 0.65
+_EXPERT_WAIT = 0.6
 _LAUNCH_NORM = 7.5  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _HALF = (DType.FP16, DType.BF16)
@@ -53,14 +53,15 @@ class Shape:
 class Compute:
     """GPU seconds of one micro-batch of one layer on one rank, as if no kernel ever waited to be launched.
 
-    ``core`` is the attention core's part of forward; ``kernels`` are launched forward, a quarter more backward;
-    ``waits`` counts the doublings of ranks of the collectives each way, which wait for the rank that launches last.
+    ``core`` is the attention core's part of forward, ``again`` what selective recomputation repeats; ``kernels`` are
+    launched forward, a quarter more backward; ``waits``: doublings of ranks over all collectives each way.
     """
 
     forward: float
     backward: float
     core: float
     kernels: float
+    again: float = 0.0
     waits: float = 0.0
 
 
@@ -108,6 +109,7 @@ class ComputeModel:
         self._bandwidth = device.memory_bandwidth * efficiency.memory
         self._sms = device.num_sms
         self._width = 4 if dtype is DType.FP32 else 2
+        self._repeated = runtime.recompute_modules
         self._cache: dict[tuple[LayerType, Shape], Compute] = {}
 
     def layer(self, layer: LayerType, shape: Shape) -> Compute:
@@ -143,7 +145,24 @@ class ComputeModel:
         forward += core.forward + forward_bytes / self._bandwidth
         backward += core.backward + backward_bytes / self._bandwidth
         kernels = self._kernels(len(gemms), shape, experts=experts)
-        return Compute(forward, backward, core.forward, kernels, 2 * math.log2(shape.tp))
+        again = self._again(layer, tokens, shape) + (core.forward if CORE_ATTENTION in self._repeated else 0.0)
+        return Compute(forward, backward, core.forward, kernels, again, 2 * math.log2(shape.tp))
+
+    def _again(self, layer: LayerType, tokens: float, shape: Shape) -> float:
+        """Forward seconds of the modules that selective recomputation names, without the attention core; norms and
+        activations go with their neighbours' bytes and count for nothing."""
+        model, repeated = self._model, self._repeated
+        gemms: list[_Gemm] = []
+        if LATENT_UP in repeated and model.mla is not None:
+            gemms += latent_gemms(model, model.mla, tokens, shape.tp)
+        if layer.moe and model.moe is not None:
+            if EXPERTS in repeated:
+                gemms += moe_gemms(model, tokens, shape)
+            elif SHARED_EXPERTS in repeated and model.moe.shared_ffn_size:
+                gemms += mlp_gemms(model, tokens, shape.tp, model.moe.shared_ffn_size)
+        elif MLP in repeated:
+            gemms += mlp_gemms(model, tokens, shape.tp, model.ffn_size)
+        return sum(self._gemm(g.m, g.n, g.k, g) for g in gemms)
 
     def _kernels(self, gemms: int, shape: Shape, *, experts: bool) -> float:
         """Kernels of a block's forward pass, in units of one launch from Python.
@@ -303,17 +322,19 @@ def attention_gemms(model: Model, tokens: float, tp: int) -> list[_Gemm]:
     if mla is None:
         qkv = (model.q_width + 2 * model.kv_width) / tp
         return [_Gemm(tokens, qkv, hidden), _Gemm(tokens, hidden, model.q_width / tp)]
-    q_width = model.num_heads * (mla.qk_nope_dim + mla.qk_rope_dim) / tp
-    kv_width = model.num_heads * (mla.qk_nope_dim + mla.v_dim) / tp
-    gemms = [_Gemm(tokens, q_width, hidden)]
-    if mla.q_lora_rank is not None:
-        gemms = [_Gemm(tokens, mla.q_lora_rank, hidden), _Gemm(tokens, q_width, mla.q_lora_rank)]
-    return [
-        *gemms,
+    gemms = [
         _Gemm(tokens, mla.kv_lora_rank + mla.qk_rope_dim, hidden),
-        _Gemm(tokens, kv_width, mla.kv_lora_rank),
+        *latent_gemms(model, mla, tokens, tp),
         _Gemm(tokens, hidden, model.num_heads * mla.v_dim / tp),
     ]
+    return gemms if mla.q_lora_rank is None else [_Gemm(tokens, mla.q_lora_rank, hidden), *gemms]
+
+
+def latent_gemms(model: Model, mla: Mla, tokens: float, tp: int) -> list[_Gemm]:
+    """Queries, keys and values of multi-latent attention from their latents (queries may come from the input)."""
+    q_width = model.num_heads * (mla.qk_nope_dim + mla.qk_rope_dim) / tp
+    kv_width = model.num_heads * (mla.qk_nope_dim + mla.v_dim) / tp
+    return [_Gemm(tokens, q_width, mla.q_lora_rank or model.hidden_size), _Gemm(tokens, kv_width, mla.kv_lora_rank)]
 
 
 def cross_attention_gemms(model: Model, tokens: float, read: float, tp: int) -> list[_Gemm]:

@@ -12,7 +12,7 @@ from uniap_tune.spec import Job, Model
 
 # Part of the exchange of experts' tokens that slows computation even where another micro-batch's hides it, its own
 # kernels and copies [Empirical].
-_EXPERT_EXPOSED = 0.28
+_EXPERT_EXPOSED = 0.25
 
 
 @dataclass(frozen=True, slots=True)

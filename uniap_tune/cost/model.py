@@ -33,7 +33,7 @@ from uniap_tune.cost.parts import (
     ZERO_COMM,
     LayerCost,
 )
-from uniap_tune.cost.runtime import CORE_ATTENTION, Runtime, default_runtime
+from uniap_tune.cost.runtime import EXPERTS, Runtime, default_runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
 from uniap_tune.spec import Cluster, Job, Model, Recompute
 from uniap_tune.strategy import Capabilities, Layout, Strategy
@@ -147,8 +147,9 @@ class CostModel:
                 waits += share * compute.waits
                 for part, seconds in forward_s.items():
                     backward_s[part] += share * seconds
-            elif strategy.recompute is Recompute.SELECTIVE and CORE_ATTENTION in self.runtime.recompute_modules:
-                again = compute.core
+            elif strategy.recompute is Recompute.SELECTIVE:
+                again = compute.again
+                backward_s[EP_COMM] += comm.ep_forward if EXPERTS in self.runtime.recompute_modules else 0.0
         sent, returned = sum(forward_s.values()), sum(backward_s.values())
         launched = self._compute.launched
         forth, back = compute.forward + sent, compute.backward + again + returned
