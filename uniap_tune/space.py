@@ -162,7 +162,7 @@ class Space:
         if not usable:
             return []
         if not self.capabilities.uniform:
-            return [Family(tuple(usable))]
+            return [Family(tuple(usable))] if self.knobs.allows("vpp", 1) else []
         families = [Family((s,)) for s in usable]
         if self.capabilities.leading_recompute:
             plain = {replace(s, recompute=Recompute.NONE): s for s in usable if s.recompute is Recompute.FULL}
