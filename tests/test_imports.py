@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("quick", "ties", "feasibility", "lean"),
     ("plan",),
     ("simulate", "predict"),
+    ("replay",),
     ("search", "accuracy", "breakdown"),
     ("epsilon",),
     ("frontier",),

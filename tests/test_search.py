@@ -58,7 +58,10 @@ def check(job: Tiny, result: SearchResult) -> None:
         again = recompute(problem, candidate.assignment)
         assert again.feasible
         assert is_valid(problem, candidate.assignment)
-        assert again.objective_s == pytest.approx(candidate.objective_s, rel=1e-12)
+        if problem.virtual_stages == 1:
+            assert again.objective_s == pytest.approx(candidate.objective_s, rel=1e-12)
+        else:
+            assert again.objective_s <= candidate.objective_s * (1 + 1e-12)
 
 
 UNIFORM = {
@@ -141,7 +144,7 @@ def test_top_are_the_best_different_plans(top: int) -> None:
     by_family: dict[tuple[int, int, str], float] = {}
     for pp, c, family, problem in job.problems():
         key = (pp, c, family.grid)
-        by_family[key] = min(by_family.get(key, math.inf), brute_force(problem))
+        by_family[key] = min(by_family.get(key, math.inf), job.least(pp, c, family, problem))
     expected = sorted(value for value in by_family.values() if math.isfinite(value))[:top]
     found = search(job.space, job.pricer, SearchOptions(top=top)).candidates
     assert len({candidate.key for candidate in found}) == len(found)

@@ -13,6 +13,8 @@ from uniap_tune.feasibility import least_peak
 from uniap_tune.formulate import Pricer
 from uniap_tune.graph import build_graph
 from uniap_tune.problem import Problem
+from uniap_tune.replay import judged_seconds
+from uniap_tune.solvers import solve_interleaved
 from uniap_tune.space import Family, Knobs, Space, parse_knobs
 from uniap_tune.spec import Job, Model
 from uniap_tune.strategy import CAPABILITIES, Target
@@ -58,9 +60,18 @@ class Tiny:
     def best_by_pair(self) -> dict[tuple[int, int], float]:
         """Of each (pp, c) the least objective, by brute force; ``inf`` where nothing fits."""
         best: dict[tuple[int, int], float] = {}
-        for pp, c, _, problem in self.problems():
-            best[pp, c] = min(best.get((pp, c), math.inf), brute_force(problem))
+        for pp, c, family, problem in self.problems():
+            best[pp, c] = min(best.get((pp, c), math.inf), self.least(pp, c, family, problem))
         return best
+
+    def least(self, pp: int, c: int, family: Family, problem: Problem) -> float:
+        """The least objective by brute force; with virtual stages what the cut of least closed form is judged by."""
+        if problem.virtual_stages == 1:
+            return brute_force(problem)
+        cut = solve_interleaved(problem).assignment
+        count = problem.leading.count if problem.leading is not None else 0
+        made = self.pricer.formulate(pp, c, family, leading=count)
+        return math.inf if cut is None else judged_seconds(made, cut)
 
     def peaks(self) -> tuple[float, float]:
         """Least and most of the least bytes that the problems need."""

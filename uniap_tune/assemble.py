@@ -46,9 +46,9 @@ def assemble(
     return Plan(
         status=status,
         target=target,
-        objective_s=value.objective_s,
-        bound_s=min(bound_s, value.objective_s),
-        gap=relative_gap(value.objective_s, min(bound_s, value.objective_s)),
+        objective_s=candidate.objective_s,
+        bound_s=min(bound_s, candidate.objective_s),
+        gap=relative_gap(candidate.objective_s, min(bound_s, candidate.objective_s)),
         step_time_s=seconds,
         tokens_per_s=job.global_batch * job.seq_length / seconds,
         mfu=costs.step_flops() / (seconds * devices * peak),

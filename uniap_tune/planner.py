@@ -21,7 +21,7 @@ from uniap_tune.graph import build_graph
 from uniap_tune.legality import conflict, restrictions
 from uniap_tune.parallel import search_with
 from uniap_tune.plan import Plan
-from uniap_tune.problem import Status
+from uniap_tune.problem import Status, evaluate
 from uniap_tune.relax import memory_needed, relaxations
 from uniap_tune.search import Candidate, Progress, SearchOptions, SearchResult, search
 from uniap_tune.simulate import recompute
@@ -260,7 +260,8 @@ def certify(planning: Planning) -> dict[str, Any]:
         TuneError: the two methods disagree (a bug).
     """
     candidate = planning.result.candidates[0]
-    problem, found = candidate.formulation.problem, candidate.objective_s
+    problem = candidate.formulation.problem
+    found = evaluate(problem, candidate.assignment).objective_s
     by_milp = planning.result.solver == AUTO
     second = solve(problem, "highs" if by_milp else COLUMNS)
     checked = recompute(problem, candidate.assignment)

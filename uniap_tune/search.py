@@ -25,6 +25,7 @@ from uniap_tune.formulate import Formulation, Pricer
 from uniap_tune.lean import least_bytes
 from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
 from uniap_tune.quick import QuickBounds
+from uniap_tune.replay import judged_seconds
 from uniap_tune.solvers import Solve, solver_named
 from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
@@ -174,6 +175,7 @@ class Search:
         self.pruned = 0
         self.queue: list[_Entry] = []
         self.quick_bounds = QuickBounds(pricer)
+        self._cuts: dict[tuple[int, int, int, int], Assignment] = {}  # of interleaved entries not judged yet
 
     def run(self) -> bool:
         """Solve or prune every entry; whether that was cut short."""
@@ -256,20 +258,31 @@ class Search:
         self._queue_next_leading(entry)
 
     def _step_interleaved(self, entry: _Entry, formulation: Formulation) -> None:
-        """Solve an interleaved pipeline, and queue the next N: it is slower but needs less memory."""
-        solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, None)
-        if solution.assignment is not None:
-            self._keep(entry, formulation, solution.assignment)
-        self._prove(entry, max(entry.bound, solution.bound_s))
-        self.solved += 1
-        self._queue_next_leading(entry)
+        """Find the cut of an interleaved pipeline; judge it when nothing else is more promising."""
+        place = (entry.pp, entry.c, entry.number, entry.leading)
+        cut = self._cuts.pop(place, None)
+        if cut is None:
+            self._queue_next_leading(entry)
+            solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, None)
+            self.solved += 1
+            entry = replace(entry, bound=max(entry.bound, solution.bound_s), followed=True)
+            cut = solution.assignment
+            if cut is None:
+                self._prove(entry, entry.bound)
+                return
+            if self.queue and entry.bound > self.queue[0].bound:
+                self._cuts[place] = cut
+                heapq.heappush(self.queue, entry)
+                return
+        seconds = judged_seconds(formulation, cut)
+        self.add(Candidate(entry.pp, entry.c, entry.family, formulation, cut, seconds))
+        self._prove(entry, max(entry.bound, seconds))
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
 
     def _keep(self, entry: _Entry, formulation: Formulation, assignment: Assignment) -> None:
-        if entry.family.virtual_stages == 1:  # otherwise there is one strategy at each place
-            assignment = simplify(formulation.problem, assignment)
+        assignment = simplify(formulation.problem, assignment)
         value = evaluate(formulation.problem, assignment).objective_s
         candidate = Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value)
         self.add(candidate)
