@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("megatron") is None, reason="megatron-core is not installed"),
 ]
 SCRIPT = Path(__file__).with_name("megatron_train.py")
-SECONDS = 300
+SECONDS = 600
 BATCH, LENGTH, STEPS = 8, 16, 2
 LLAMA = {
     "model_type": "llama",
