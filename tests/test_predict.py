@@ -287,3 +287,12 @@ def test_recomputation_of_a_configuration_file_is_believed_where_the_model_needs
 
     assert configured(24) == ["none"]
     assert configured(96) == ["full"]
+
+
+def test_attention_of_the_generation_before_is_slower_only_on_its_successors():
+    def seconds(gpu: str, source: str) -> float:
+        return predict(run_of(gpu=gpu, source=source, seq_length=65536, cp=2, dp=2, gbs=16)).step_time_s
+
+    for gpu, slower in (("H100", True), ("A100", False)):
+        nemo, bridge = seconds(gpu, "NVIDIA/NeMo"), seconds(gpu, "NVIDIA-NeMo/Megatron-Bridge")
+        assert (nemo > 1.1 * bridge) is slower

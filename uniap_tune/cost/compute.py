@@ -215,6 +215,7 @@ class ComputeModel:
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency
         peak = self._attention_peak * self._runtime.flash_share
+        peak *= efficiency.flash_previous if self._runtime.previous_attention else 1.0
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
     def _unfused(self, heads: float, rows: float, seq: int, head_width: int, value_width: int) -> _Attention:

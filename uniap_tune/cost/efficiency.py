@@ -36,6 +36,8 @@ class Efficiency:
         memory: fraction of the nominal memory bandwidth that element-wise kernels reach.
         flash: fraction of peak FLOP/s of fused attention, forward.
         flash_backward: fraction of peak FLOP/s of fused attention, backward.
+        flash_previous: rate of fused attention written for the generation before (FlashAttention 2 on Hopper), relative
+            to kernels that use the generation's own instructions.
         launch_s: CPU seconds to launch one kernel from Python.
         link: fraction of the intra-domain link's nominal bandwidth that collectives reach.
         network: the same for the network between domains.
@@ -64,6 +66,7 @@ class Efficiency:
     memory: float
     flash: float
     flash_backward: float
+    flash_previous: float
     launch_s: float
     link: float
     network: float

@@ -40,6 +40,7 @@ class Runtime:
         narrow_parameters: 8- and 4-bit training keeps parameters of linear layers in that format alone (Megatron's
             ``--fp8-param-gather``), else beside 16-bit ones.
         recompute_share: part of the forward pass that full recomputation repeats.
+        previous_attention: fused attention is FlashAttention 2, written for Ampere.
         flash_share: rate of fused attention relative to the generation's best kernels.
         loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
             cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
@@ -69,6 +70,7 @@ class Runtime:
     offload_modules: frozenset[str] = frozenset()
     narrow_parameters: bool = False
     recompute_share: float = 1.0
+    previous_attention: bool = False
     flash_share: float = 1.0
     loss_bytes: float = 6.0
     cast_traffic: float = 1.0
@@ -112,6 +114,7 @@ PYTORCH_FSDP = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
+    previous_attention=True,
     flash_share=0.6,
     recompute_share=0.7,
     loss_bytes=10.0,
@@ -130,7 +133,7 @@ MEGATRON_DEEPSPEED_2023 = replace(
     pads_without_tp=False,
 )
 
-# NeMo before Megatron-Bridge: inputs and gradients of linear layers are quantized and transposed by kernels of their
-# own, after norms and activations have written them in 16 bits. [Empirical], fitted on its H100 runs; its runs on
-# Blackwell agree.
-NEMO_2024 = Runtime(loss_bytes=4.0, narrow_parameters=True, cast_traffic=2.5)
+# NeMo before Megatron-Bridge: FlashAttention 2; inputs and gradients of linear layers are quantized and transposed by
+# kernels of their own, after norms and activations have written them in 16 bits. [Empirical], fitted on its H100 runs;
+# its runs on Blackwell agree.
+NEMO_2024 = Runtime(loss_bytes=4.0, narrow_parameters=True, cast_traffic=2.5, previous_attention=True)
