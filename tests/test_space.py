@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import tiny, tiny_model
 from uniap_tune.adapters.cluster import read_cluster
+from uniap_tune.adapters.huggingface import read_model
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.space import KNOBS, Family, Knobs, Space, divisors, parse_knobs
@@ -227,7 +228,22 @@ def test_parse_knobs() -> None:
 
 
 BAD_KNOBS = [
-    *("tp", "tp=", "=8", "tp=x", "tp=-1", "tp=0", "tp=1.5", "tp=1e3", "tp=²", "xp=2", "ep=0", "zero=4", "zero=-1", "TP=8"),
+    *(
+        "tp",
+        "tp=",
+        "=8",
+        "tp=x",
+        "tp=-1",
+        "tp=0",
+        "tp=1.5",
+        "tp=1e3",
+        "tp=²",
+        "xp=2",
+        "ep=0",
+        "zero=4",
+        "zero=-1",
+        "TP=8",
+    ),
     *("recompute=some", "recompute=", "tp=8=8", "tp= 8", "", "tp=" + "9" * 5000),
 ]
 
@@ -271,3 +287,19 @@ def test_no_family_for_a_batch_that_cannot_be_shared() -> None:
         capabilities=CAPABILITIES[Target.MEGATRON],
     )
     assert everything(legal) == []
+
+
+@pytest.mark.parametrize(
+    ("bias", "length", "grids"), [(False, 1024, {1, 2, 4, 8}), (True, 1024, {1}), (False, 1026, {1, 2})]
+)
+def test_experts_are_split_only_as_megatron_trains_them(bias: bool, length: int, grids: set[int]) -> None:
+    """Without biases, and where tensor parallelism is used only with a sequence that splits."""
+    legal = Space(
+        model=replace(read_model("mixtral-8x7b"), mlp_bias=bias),
+        cluster=read_cluster("1x8:h100"),
+        job=Job(global_batch=8, seq_length=length),
+        capabilities=CAPABILITIES[Target.MEGATRON],
+    )
+    found = legal.strategies(1)
+    assert {s.etp for s in found} == grids
+    assert all(s.tp == 1 or s.sequence_parallel for s in found)
