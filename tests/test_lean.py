@@ -9,9 +9,13 @@ from dataclasses import replace
 import pytest
 
 from tests.test_frontier import JOBS, plans
-from tests.tiny import Tiny, tiny
+from tests.tiny import UNLIMITED, Tiny, tiny
+from uniap_tune.cost.model import CostModel
+from uniap_tune.formulate import Pricer
+from uniap_tune.graph import build_graph
 from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.problem import Problem
+from uniap_tune.spec import Moe
 from uniap_tune.strategy import Target
 
 
@@ -24,12 +28,22 @@ def bounds(job: Tiny) -> list[tuple[bool, float, float]]:
     found = []
     for pp, c, family, problem in job.problems():
         number = problem.leading.count if problem.leading is not None else 0
-        exact = family.virtual_stages == 1
+        exact = family.virtual_stages == 1 and job.space.model.moe is None
         found.append((exact, least_bytes(job.pricer, pp, c, family, number), least_of_plans(problem)))
     return found
 
 
+def with_experts(job: Tiny) -> Tiny:
+    """The job for a model of which only some layers have experts."""
+    moe = Moe(num_experts=8, top_k=2, expert_ffn_size=512, first_dense_layers=2)
+    space = replace(job.space, model=replace(job.space.model, moe=moe))
+    costs = CostModel(space.model, space.cluster, space.job, space.capabilities)
+    return Tiny(space, Pricer(build_graph(space.model), costs, space.job.global_batch, UNLIMITED))
+
+
 ALL_JOBS = JOBS | {
+    "experts": with_experts(tiny(Target.MEGATRON, num_layers=5, fix=("pp=2",))),
+    "experts, any": with_experts(tiny(Target.ANY, num_layers=3, maximum=("zero=1", "ep=2"), global_batch=2)),
     "large ends": tiny(Target.MEGATRON, num_layers=3, vocab_size=60000, cluster="1x4:a100-80gb"),
     "four stages": tiny(Target.MEGATRON, num_layers=6, cluster="1x4:a100-80gb", fix=("pp=4",), global_batch=8),
 }
@@ -39,6 +53,7 @@ ALL_JOBS = JOBS | {
 def test_least_bytes_are_a_bound(name: str) -> None:
     found = bounds(ALL_JOBS[name])
     assert found
+    assert max(bound / truth for _, bound, truth in found if math.isfinite(truth)) > 0.99
     for exact, bound, truth in found:
         assert bound <= truth * (1 + 1e-12)
         if exact:
@@ -67,3 +82,9 @@ def least_seconds_of(job: Tiny) -> Iterator[tuple[float, float, float]]:
         for limit in sorted({size for _, size in values})[::5]:
             truth = min(seconds for seconds, size in values if size <= limit)
             yield free, least_seconds(job.pricer, pp, c, family, number, limit), truth
+
+
+def test_few_lean_blocks_are_not_taken_for_all() -> None:
+    """Two dense blocks do not make the other three, which have experts, any leaner."""
+    found = [(bound, truth) for _, bound, truth in bounds(ALL_JOBS["experts"])]
+    assert min(bound / truth for bound, truth in found if math.isfinite(truth)) > 0.6

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -111,8 +111,33 @@ class EpsilonSearch:
         return replace(known, bound_s=min([best_s, *(entry.bound_s for entry in queue[:1])]))
 
     def least_bytes(self) -> float:
-        """Bytes: no plan of any branch has a peak below this."""
-        return min((self._least(number, branch.last) for number, branch in enumerate(self.branches)), default=math.inf)
+        """Bytes: no plan of any branch has a peak below this; ``inf`` without branches."""
+        return next((size for size, *_ in self.by_least_bytes()), math.inf)
+
+    def by_least_bytes(self) -> Iterator[tuple[float, int, int]]:
+        """(bytes, branch, number) of all problems that may be leanest, by rising bytes, below which no plan has a peak.
+
+        Of a branch that is the last number; with virtual stages another may allow a leaner cut.
+        """
+        queue = [(self._least(index, branch.last), index, branch.last) for index, branch in enumerate(self.branches)]
+        heapq.heapify(queue)
+        while queue:
+            size, index, number = heapq.heappop(queue)
+            yield size, index, number
+            if number > self.branches[index].first and self._problem(index, number, size).virtual_stages > 1:
+                heapq.heappush(queue, (self._least(index, number - 1), index, number - 1))
+
+    def plan_of(self, branch: int, number: int, limit_bytes: float) -> Found | None:
+        """The fastest plan of one problem under a memory limit, ``None`` if nothing fits.
+
+        Raises:
+            DeadlineError: the time ran out before the proof.
+        """
+        if limit_bytes < 0 or not self._has_room(branch, number, limit_bytes):
+            return None
+        self.deadline.check()
+        entry = _Entry(self._floor(branch, number), branch, number, _Step.SOLVE)
+        return self._solve_at(entry, limit_bytes, math.inf)
 
     # -- one limit ------------------------------------------------------------------------------------------------
 
@@ -174,17 +199,21 @@ class EpsilonSearch:
         self._proofs(index, number).add(limit, total)
         self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=step, bounds=bounds))
 
-    def _solve_at(self, entry: _Entry, limit: float, cutoff: float) -> None:
+    def _solve_at(self, entry: _Entry, limit: float, cutoff: float) -> Found | None:
         problem = self._problem(entry.branch, entry.number, limit)
         solution = self._solve(problem, cutoff, self.deadline, entry.bounds)
         self.solved += 1
         self._proofs(entry.branch, entry.number).add(limit, max(entry.bound_s, solution.bound_s))
-        if solution.assignment is not None:
-            value = evaluate(problem, solution.assignment)
-            place = (entry.branch, entry.number)
-            self._plans.add(Found(*place, solution.assignment, value.objective_s, max(value.stage_bytes)))
         if solution.status is Status.LIMIT:  # by the cut-off, which proves all that is asked, or by the deadline
             self.deadline.check()
+        if solution.assignment is None:
+            return None
+        value = evaluate(problem, solution.assignment)
+        found = Found(
+            entry.branch, entry.number, solution.assignment, value.objective_s, max(value.stage_bytes), solution.bound_s
+        )
+        self._plans.add(found)
+        return found
 
     @staticmethod
     def _push(queue: list[_Entry], entry: _Entry) -> None:

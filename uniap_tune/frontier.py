@@ -8,8 +8,9 @@ the peak gives the next point. TPI and bytes closer than a relative ``TIE`` are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from uniap_tune.epsilon import EpsilonSearch, Found
@@ -29,38 +30,47 @@ def fastest_point(search: EpsilonSearch, limit_bytes: float) -> Found | None:
     found = search.fastest(limit_bytes)
     if found is None:
         return None
-    leanest = _leanest(search, found, found.objective_s * (1 + TIE), below(found.peak_bytes))
+    budget = found.objective_s * (1 + TIE)
+    leanest = _leanest(lambda limit: search.fastest(limit, budget), found)
     return replace(leanest, bound_s=found.bound_s)
 
 
 def leanest_point(search: EpsilonSearch, limit_bytes: float) -> Found | None:
-    """The point with the least peak; ``None`` if nothing fits."""
-    found = search.fastest(limit_bytes)
-    if found is None:
-        return None
-    guess = search.least_bytes() * (1 + TIE)
-    leanest = _leanest(search, found, math.inf, min(guess, below(found.peak_bytes)))
-    return fastest_point(search, leanest.peak_bytes)
+    """The point with the least peak; ``None`` if nothing fits.
+
+    Problem by problem, those that may be leanest first, until none can be leaner than the leanest plan found.
+    """
+    limit, leanest = limit_bytes, None
+    for least, branch, number in search.by_least_bytes():
+        if least > limit:
+            break
+        found = search.plan_of(branch, number, limit)
+        if found is not None:
+            ask = partial(search.plan_of, branch, number)
+            leanest = _leanest(ask, found, guess_bytes=least * (1 + TIE))
+            limit = below(leanest.peak_bytes)
+    return None if leanest is None else fastest_point(search, leanest.peak_bytes)
 
 
-def _leanest(search: EpsilonSearch, found: Found, budget_s: float, trial_bytes: float) -> Found:
-    """The plan with the least peak among those within a budget, of which one is given.
+def _leanest(ask: Callable[[float], Found | None], found: Found, *, guess_bytes: float = math.inf) -> Found:
+    """The plan with the least peak, of those that are answered under some memory limit; one of them is given.
 
     Limits just below the best peak, which prove it or lower it, alternate with limits half-way to what is known to be
-    too little.
+    too little. The first limit may be a guess.
     """
     too_little = 0.0
+    trial = min(guess_bytes, below(found.peak_bytes))
     while True:
-        is_proof = trial_bytes >= below(found.peak_bytes)
-        leaner = search.fastest(trial_bytes, budget_s)
+        is_proof = trial >= below(found.peak_bytes)
+        leaner = ask(trial)
         if leaner is not None:
             found = leaner
         elif is_proof:
             return found
         else:
-            too_little = trial_bytes
+            too_little = trial
         halfway = (too_little + found.peak_bytes) / 2
-        trial_bytes = halfway if is_proof and halfway < below(found.peak_bytes) else below(found.peak_bytes)
+        trial = halfway if is_proof and halfway < below(found.peak_bytes) else below(found.peak_bytes)
 
 
 class Frontier:
