@@ -8,7 +8,7 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uniap_tune.chart import Figure, Mark, number_text, scale_of, text_plot
@@ -29,6 +29,7 @@ VALUES = st.floats(1e-3, 1e6)
 
 
 @given(st.lists(VALUES, min_size=1, max_size=8))
+@example([0.10673967705254152, 0.10673967705254148])
 def test_scales_hold_all_values_between_their_ends(values: list[float]) -> None:
     scale = scale_of(values)
     places = [scale.place(value) for value in values]

@@ -91,7 +91,8 @@ def scale_of(values: Sequence[float], ticks: Sequence[float] = ()) -> Scale:
         margin = (high / low) ** _MARGIN
         low, high = low / margin, high * margin
         return Scale(low, high, True, tuple(ticks) or _log_ticks(low, high))
-    margin = _MARGIN * (high - low) or 0.1 * high
+    close = high - low < 1e-6 * high  # as good as one value
+    margin = 0.1 * high if close else _MARGIN * (high - low)
     low, high = low - margin, high + margin
     return Scale(low, high, False, tuple(ticks) or _linear_ticks(low, high))
 
