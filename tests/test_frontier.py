@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from tests.oracle import cost, cuts, in_flight, partitions, problems
 from tests.tiny import UNLIMITED, Tiny, tiny
+from uniap_tune.cost.model import CostModel
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.epsilon import Branch, EpsilonSearch, Found
+from uniap_tune.formulate import Pricer
 from uniap_tune.frontier import Frontier, below, fastest_point, leanest_point
+from uniap_tune.graph import build_graph
 from uniap_tune.problem import LayerTable, Problem, Schedule, evaluate, is_valid
 from uniap_tune.quick import QuickBounds
 from uniap_tune.search import TIE
+from uniap_tune.spec import Moe
 from uniap_tune.strategy import Target
 from uniap_tune.tradeoff import branch_of
 
@@ -159,6 +163,14 @@ def test_the_order_of_questions_does_not_matter(family: list[Problem], parts: li
             assert found.peak_bytes <= asked * (1 + 1e-12)
 
 
+def with_experts(job: Tiny) -> Tiny:
+    """The job for a model of which only some layers have experts."""
+    moe = Moe(num_experts=8, top_k=2, expert_ffn_size=512, first_dense_layers=2)
+    space = replace(job.space, model=replace(job.space.model, moe=moe))
+    costs = CostModel(space.model, space.cluster, space.job, space.capabilities)
+    return Tiny(space, Pricer(build_graph(space.model), costs, space.job.global_batch, UNLIMITED))
+
+
 JOBS = {
     "megatron": tiny(Target.MEGATRON, num_layers=3, cluster="1x2:a100-80gb", global_batch=4, seq_length=2048),
     "virtual stages": tiny(Target.MEGATRON, num_layers=4, cluster="1x2:a100-80gb", global_batch=4, fix=("pp=2",)),
@@ -175,6 +187,7 @@ JOBS = {
         seq_length=2048,
         fix=("tp=1", "zero=0", "pp=2"),
     ),
+    "experts": with_experts(tiny(Target.MEGATRON, num_layers=5, fix=("pp=2",))),
     "deepspeed": tiny(Target.DEEPSPEED, num_layers=3, cluster="1x4:a100-80gb", global_batch=4),
     "any": tiny(Target.ANY, num_layers=2, cluster="1x2:a100-80gb", global_batch=2, maximum=("zero=1",)),
 }

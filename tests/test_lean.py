@@ -8,14 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.test_frontier import JOBS, plans
-from tests.tiny import UNLIMITED, Tiny, tiny
-from uniap_tune.cost.model import CostModel
-from uniap_tune.formulate import Pricer
-from uniap_tune.graph import build_graph
+from tests.test_frontier import JOBS, plans, with_experts
+from tests.tiny import Tiny, tiny
 from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.problem import Problem
-from uniap_tune.spec import Moe
 from uniap_tune.strategy import Target
 
 
@@ -33,16 +29,7 @@ def bounds(job: Tiny) -> list[tuple[bool, float, float]]:
     return found
 
 
-def with_experts(job: Tiny) -> Tiny:
-    """The job for a model of which only some layers have experts."""
-    moe = Moe(num_experts=8, top_k=2, expert_ffn_size=512, first_dense_layers=2)
-    space = replace(job.space, model=replace(job.space.model, moe=moe))
-    costs = CostModel(space.model, space.cluster, space.job, space.capabilities)
-    return Tiny(space, Pricer(build_graph(space.model), costs, space.job.global_batch, UNLIMITED))
-
-
 ALL_JOBS = JOBS | {
-    "experts": with_experts(tiny(Target.MEGATRON, num_layers=5, fix=("pp=2",))),
     "experts, any": with_experts(tiny(Target.ANY, num_layers=3, maximum=("zero=1", "ep=2"), global_batch=2)),
     "large ends": tiny(Target.MEGATRON, num_layers=3, vocab_size=60000, cluster="1x4:a100-80gb"),
     "four stages": tiny(Target.MEGATRON, num_layers=6, cluster="1x4:a100-80gb", fix=("pp=4",), global_batch=8),
