@@ -136,4 +136,4 @@ MEGATRON_DEEPSPEED_2023 = replace(
 # NeMo before Megatron-Bridge: FlashAttention 2; inputs and gradients of linear layers are quantized and transposed by
 # kernels of their own, after norms and activations have written them in 16 bits. [Empirical], fitted on its H100 runs;
 # its runs on Blackwell agree.
-NEMO_2024 = Runtime(loss_bytes=4.0, narrow_parameters=True, cast_traffic=2.5, previous_attention=True)
+NEMO_2024 = Runtime(loss_bytes=4.0, narrow_parameters=True, cast_traffic=2.0, previous_attention=True)
