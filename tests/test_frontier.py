@@ -22,7 +22,10 @@ from uniap_tune.frontier import Frontier, below, fastest_point, leanest_point
 from uniap_tune.graph import build_graph
 from uniap_tune.problem import LayerTable, Problem, Schedule, evaluate, is_valid
 from uniap_tune.quick import QuickBounds
+from uniap_tune.replay import judged_seconds
 from uniap_tune.search import TIE
+from uniap_tune.solvers import solve_interleaved
+from uniap_tune.space import Family
 from uniap_tune.spec import Moe
 from uniap_tune.strategy import Target
 from uniap_tune.tradeoff import branch_of
@@ -63,6 +66,20 @@ def plans(problem: Problem) -> list[Value]:
                 if math.isfinite(seconds):
                     found.append((seconds, size))
     return found
+
+
+def plans_of(job: Tiny, pp: int, c: int, family: Family, problem: Problem) -> list[Value]:
+    """Every plan; with virtual stages the one that stands for all under each limit, as it is judged."""
+    found = plans(problem)
+    if problem.virtual_stages == 1:
+        return found
+    leading = problem.leading.count if problem.leading is not None else 0
+    made, judged = job.pricer.formulate(pp, c, family, leading=leading), []
+    for size in sorted({size for _, size in found}):
+        cut = solve_interleaved(replace(problem, memory_limit_bytes=size)).assignment
+        if cut is not None:
+            judged.append((judged_seconds(made, cut), max(evaluate(problem, cut).stage_bytes)))
+    return judged
 
 
 def pareto_set(values: list[Value]) -> list[Value]:
@@ -205,7 +222,7 @@ def searched(job: Tiny) -> EpsilonSearch:
 @pytest.mark.parametrize("name", JOBS)
 def test_the_frontier_of_a_job_is_that_of_all_its_plans(name: str) -> None:
     job = JOBS[name]
-    expected = pareto_set([value for *_, problem in job.problems() for value in plans(problem)])
+    expected = pareto_set([value for place in job.problems() for value in plans_of(job, *place)])
     assert len(expected) > 1
     frontier = Frontier(searched(job), UNLIMITED)
     assert same(values(list(frontier.trace())), expected)

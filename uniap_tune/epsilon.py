@@ -48,6 +48,8 @@ class Branch:
         floor_s: no plan of a number has a TPI below this, under any limit; it does not fall with the number.
         bound_s: no plan of a number has a TPI below this under a limit; cheap, and at least ``floor_s`` where it helps.
         least_bytes: no plan of a number has a peak below this; it does not rise with the number.
+        judge: where plans are compared by something else than their TPI, but not less: the seconds of a plan. The plan
+            with the least TPI under a limit then stands for all of its number.
     """
 
     problem: Callable[[int], Problem]
@@ -56,11 +58,12 @@ class Branch:
     least_bytes: Callable[[int], float] = _nothing
     first: int = 0
     last: int = 0
+    judge: Callable[[int, Assignment], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A plan: its branch and number, its TPI, and the bytes of its fullest stage.
+    """A plan: its branch and number, its TPI (or what it is judged by), and the bytes of its fullest stage.
 
     ``bound_s``: no plan under the limit it was asked for has a TPI below it (0 if that is not known).
     """
@@ -87,6 +90,8 @@ class EpsilonSearch:
         self._problems: dict[_Key, Problem] = {}
         self._bounds: dict[_Key, _Proofs] = {}
         self._numbers: dict[int, _Proofs] = {}  # the smallest number that may fit
+        # where plans are judged: the limits asked for, the plan with the least TPI, and the same by its judgement
+        self._cuts: dict[_Key, list[tuple[float, Found, Found | None]]] = {}
         self._floors: dict[_Key, float] = {}
         self._least_bytes: dict[_Key, float] = {}
 
@@ -200,6 +205,39 @@ class EpsilonSearch:
         self._push(queue, replace(entry, bound_s=max(entry.bound_s, total), step=step, bounds=bounds))
 
     def _solve_at(self, entry: _Entry, limit: float, cutoff: float) -> Found | None:
+        judge = self.branches[entry.branch].judge
+        if judge is None:
+            found = self._solved(entry, limit, cutoff)
+        else:
+            found = self._judged(entry, limit, cutoff, judge)
+        if found is not None:
+            self._plans.add(found)
+        return found
+
+    def _judged(
+        self, entry: _Entry, limit: float, cutoff: float, judge: Callable[[int, Assignment], float]
+    ) -> Found | None:
+        """The plan with the least TPI under a limit, by its judgement; ``None`` where even its TPI is too long.
+
+        It is the same under every limit from its peak to that it was found under.
+        """
+        known = self._cuts.setdefault((entry.branch, entry.number), [])
+        place = next((i for i, (asked, cut, _) in enumerate(known) if cut.peak_bytes <= limit <= asked), None)
+        if place is None:
+            cut = self._solved(entry, limit, math.inf)
+            if cut is None:
+                return None
+            place = len(known)
+            known.append((limit, cut, None))
+        asked, cut, judged = known[place]
+        if cut.objective_s > cutoff:
+            return None
+        if judged is None:
+            judged = replace(cut, objective_s=judge(cut.number, cut.assignment))
+            known[place] = (asked, cut, judged)
+        return judged
+
+    def _solved(self, entry: _Entry, limit: float, cutoff: float) -> Found | None:
         problem = self._problem(entry.branch, entry.number, limit)
         solution = self._solve(problem, cutoff, self.deadline, entry.bounds)
         self.solved += 1
@@ -209,11 +247,8 @@ class EpsilonSearch:
         if solution.assignment is None:
             return None
         value = evaluate(problem, solution.assignment)
-        found = Found(
-            entry.branch, entry.number, solution.assignment, value.objective_s, max(value.stage_bytes), solution.bound_s
-        )
-        self._plans.add(found)
-        return found
+        place = (entry.branch, entry.number)
+        return Found(*place, solution.assignment, value.objective_s, max(value.stage_bytes), solution.bound_s)
 
     @staticmethod
     def _push(queue: list[_Entry], entry: _Entry) -> None:

@@ -18,8 +18,9 @@ from uniap_tune.frontier import Frontier, fastest_point, leanest_point
 from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, build, infeasible, validate
-from uniap_tune.problem import Problem, Status
+from uniap_tune.problem import Assignment, Problem, Status
 from uniap_tune.quick import QuickBounds
+from uniap_tune.replay import judged_seconds
 from uniap_tune.search import Candidate
 from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
@@ -224,7 +225,12 @@ def branch_of(prices: Pricer, floors: QuickBounds, pp: int, c: int, family: Fami
     if family.leading:  # recomputing every block is a family of its own
         v = family.virtual_stages
         first, last = 1, prices.num_blocks - 1 if v == 1 else prices.num_blocks // (v * pp)
-    return Branch(problem, floor, bound, least, first=first, last=max(first, last))
+
+    def judge(number: int, cut: Assignment) -> float:
+        return judged_seconds(prices.formulate(pp, c, family, leading=number), cut)
+
+    is_judged = judge if family.virtual_stages > 1 else None
+    return Branch(problem, floor, bound, least, first=first, last=max(first, last), judge=is_judged)
 
 
 def marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
