@@ -88,8 +88,17 @@ class Frontier:
 
     @property
     def points(self) -> list[Found]:
-        """Fastest first."""
-        return [self._points[peak] for peak in sorted(self._points, reverse=True)]
+        """Fastest first.
+
+        Where plans are judged by more than their TPI, a point found at a lower limit may beat one found before, which
+        then is none.
+        """
+        kept: list[Found] = []
+        for peak in sorted(self._points):
+            point = self._points[peak]
+            if not kept or point.objective_s < kept[-1].objective_s * (1 - TIE):
+                kept.append(point)
+        return kept[::-1]
 
     def trace(self) -> Iterator[Found]:
         """Every point, fastest first, as they are found."""
