@@ -152,7 +152,7 @@ PROMISED = [
     ("ampere", "throughput_peers.jsonl", 0.045, 0.045),
     ("hopper", "throughput_published.jsonl", 0.045, 0.046),
     ("blackwell", "throughput_published.jsonl", 0.042, 0.048),
-    ("blackwell", "throughput_peers.jsonl", 0.035, 0.04),
+    ("blackwell", "throughput_peers.jsonl", 0.04, 0.04),
 ]
 
 
