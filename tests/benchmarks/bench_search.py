@@ -34,7 +34,7 @@ JOBS = [
     ("gpt-3-175b", "128x8:a100-80gb", 1536, 2048, 2.0),
     ("gpt-1t", "384x8:a100-80gb", 3072, 2048, 5.0),
     ("mixtral-8x7b", "8x8:h100", 256, 4096, 8.0),
-    ("deepseek-v3", "256x8:h100", 8192, 4096, 120.0),  # mostly for the free space; megatron takes 2
+    ("deepseek-v3", "256x8:h100", 8192, 4096, 40.0),  # of the free space; megatron takes 2
 ]
 
 
