@@ -20,8 +20,10 @@ from uniap_tune.units import GIB
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "tune-a-recipe.md").read_text(encoding="utf-8")
 PRESET = RECIPES / "lists" / "llama3_70b_preset.txt"
 ROWS = re.findall(r"^\| (.*(?:TP \d+).*?) \| ([\d.]+) \| ([\d.]+) GiB \| (.*?) ?\|$", PAGE, re.M)
-# Of two roundings, and of changes to the cost model too small to rewrite the page for.
+# Of two roundings, and of changes to the cost model too small to rewrite the page for: what the page says is how rows
+# compare, so seconds may all change together by more.
 RELATIVE = 0.02
+SECONDS = 0.12
 
 
 def degree(settings: str, pattern: str) -> str:
@@ -55,7 +57,7 @@ def test_the_plan_of_the_table() -> None:
     grid = plan.strategies[0]
     words = f"TP {grid.tp}, PP {plan.pp} with {plan.virtual_stages} virtual stages, CP {grid.cp}"
     assert settings == f"plan: {words}, layers {'-'.join(str(stage.num_blocks) for stage in plan.stages)}"
-    assert plan.step_time_s == pytest.approx(float(seconds), rel=RELATIVE)
+    assert plan.step_time_s == pytest.approx(float(seconds), rel=SECONDS)
     assert plan.peak_memory_bytes / GIB == pytest.approx(float(gibibytes), rel=RELATIVE)
 
 
@@ -64,7 +66,9 @@ def test_the_other_rows_of_the_table(row: tuple[str, str, str, str], tmp_path: P
     settings, seconds, gibibytes, remark = row
     found = predicted(settings, tmp_path)
     held = max(found.memory_bytes_per_stage) + found.overhead_bytes
-    assert found.step_time_s == pytest.approx(float(seconds), rel=RELATIVE)
+    assert found.step_time_s == pytest.approx(float(seconds), rel=SECONDS)
+    ratio = found.step_time_s / predicted(ROWS[1][0], tmp_path).step_time_s
+    assert ratio == pytest.approx(float(seconds) / float(ROWS[1][1]), rel=RELATIVE)
     assert held / GIB == pytest.approx(float(gibibytes), rel=RELATIVE)
     assert found.fits == ("does not fit" not in remark)
 
@@ -78,7 +82,7 @@ def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert shown is not None
         assert said is not None
         numbers = [[float(number) for number in re.findall(r"\d+\.\d+|\d+", m.group())] for m in (shown, said)]
-        assert numbers[0] == pytest.approx(numbers[1], rel=RELATIVE)
+        assert numbers[0] == pytest.approx(numbers[1], rel=RELATIVE if start == "gain: " else SECONDS)
         assert re.sub(r"[\d.]+", "", shown.group()) == re.sub(r"[\d.]+", "", said.group())
     arguments = re.search(r"^\+# >>> uniap-tune$.*^\+# <<< uniap-tune$", PAGE, re.M | re.S)
     assert arguments is not None
