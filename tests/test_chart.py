@@ -30,6 +30,7 @@ VALUES = st.floats(1e-3, 1e6)
 
 @given(st.lists(VALUES, min_size=1, max_size=8))
 @example([0.10673967705254152, 0.10673967705254148])
+@example([424891.0, 0.015625])
 def test_scales_hold_all_values_between_their_ends(values: list[float]) -> None:
     scale = scale_of(values)
     places = [scale.place(value) for value in values]

@@ -109,8 +109,8 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
     for mantissas in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)):
         found = tuple(m * 10.0**power for power in powers for m in mantissas if low <= m * 10.0**power <= high)
         if len(found) <= _TICKS + 1:
-            break
-    return found
+            return found
+    return found[:: -(-len(found) // _TICKS)]
 
 
 def number_text(value: float) -> str:

@@ -122,7 +122,7 @@ def _row(found: Tradeoff, name: str, point: Point, price: float | None) -> list[
     if found.axis is Axis.MEMORY:
         slower = plan.step_time_s / found.points[0].plan.step_time_s - 1
         return [name, memory, step, f"{slower:+.1%}", _short(plan) + mark]
-    spent = f"{point.device_seconds:.4g}" if price is None else f"{point.cost_per_step(price):.4g}"
+    spent = _amount(point.device_seconds if price is None else point.cost_per_step(price))
     return [name, step, format_count(plan.tokens_per_s), spent, memory, _short(plan) + mark]
 
 
@@ -131,6 +131,10 @@ def _gib(found: Tradeoff, point: Point) -> str:
     peaks = [other.plan.peak_memory_bytes for other in found.points]
     decimals = 1 if max(peaks) - min(peaks) > len(peaks) * GIB / 20 or len(peaks) == 1 else 3
     return f"{point.plan.peak_memory_bytes / GIB:.{decimals}f}"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _devices(*counts: int) -> str:
@@ -205,7 +209,9 @@ def _on_devices(found: Tradeoff, price: float | None) -> Iterator[tuple[str, str
     fastest = min(found.points, key=lambda point: point.plan.step_time_s)
     cheapest = min(found.points, key=lambda point: (point.device_seconds, point.devices))
     yield "Fastest", f"{_devices(fastest.devices)}: {_measures(fastest)}"
-    text = f"{_devices(cheapest.devices)}: {cheapest.device_seconds:.4g} device-seconds a step, at any price a device"
+    text = (
+        f"{_devices(cheapest.devices)}: {_amount(cheapest.device_seconds)} device-seconds a step, at any price a device"
+    )
     yield "Cheapest", text + _cost(cheapest, price)
     if fastest.devices > cheapest.devices:
         more, quicker = fastest.devices / cheapest.devices, cheapest.plan.step_time_s / fastest.plan.step_time_s
@@ -228,7 +234,7 @@ def _cost(point: Point, price: float | None) -> str:
         return ""
     tokens = point.plan.tokens_per_s * point.plan.step_time_s
     step = point.cost_per_step(price)
-    return f"; a step costs {step:.4g}, 1B tokens {step / tokens * 1e9:,.0f}, at {price:g} a device-hour"
+    return f"; a step costs {_amount(step)}, 1B tokens {step / tokens * 1e9:,.0f}, at {price:g} a device-hour"
 
 
 def _always(found: Tradeoff) -> Iterator[tuple[str, str]]:
