@@ -122,6 +122,11 @@ class Recipe:
     for_virtual_stages: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
+    @property
+    def overlaps_itself(self) -> bool:
+        """Whether the format's engine overlaps data-parallel communication unasked."""
+        return "overlap-grad-reduce" in self.unsayable
+
     def facts(self, cluster: Cluster) -> MegatronFacts:
         """Its arguments as what the rules look at."""
         values = {name: argument.value for name, argument in self.arguments.items()}
@@ -154,7 +159,10 @@ def unsaid(before: Recipe, after: Recipe, changes: Changes) -> list[str]:
 
 
 def today_run(recipe: Recipe, cluster: Cluster) -> Run:
-    """The recipe as it is, on a cluster. Its arguments must break no rule of :mod:`uniap_tune.megatron_rules`."""
+    """The recipe as it is, on a cluster. Its arguments must break no rule of :mod:`uniap_tune.megatron_rules`.
+
+    Data-parallel communication overlaps only where the arguments, or the format's engine, say so.
+    """
     facts = recipe.facts(cluster)
     strategy = Strategy(
         tp=facts.tp,
@@ -172,7 +180,7 @@ def today_run(recipe: Recipe, cluster: Cluster) -> Run:
         modes = [mode if leading is None or place < leading else Recompute.NONE for place in range(size)]
         blocks.append([(block_type(recipe.model, index + place), modes[place]) for place in range(size)])
         index += size
-    return _run(
+    run = _run(
         recipe,
         cluster,
         pp=facts.pp,
@@ -182,6 +190,13 @@ def today_run(recipe: Recipe, cluster: Cluster) -> Run:
         num_microbatches=facts.microbatches,
         group=facts.optional("microbatch-group-size-per-virtual-pipeline-stage"),
     )
+    unasked = recipe.overlaps_itself or facts.zero > 1  # Megatron-FSDP does too
+    capabilities = replace(
+        run.capabilities,
+        overlap_gradient_reduce=unasked or facts.on("overlap-grad-reduce"),
+        overlap_param_gather=unasked or facts.on("overlap-param-gather"),
+    )
+    return replace(run, capabilities=capabilities)
 
 
 def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:

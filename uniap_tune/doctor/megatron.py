@@ -77,7 +77,7 @@ class MegatronSetup:
     @property
     def overlaps_itself(self) -> bool:
         """Whether the format's engine overlaps data-parallel communication unasked."""
-        return "overlap-grad-reduce" in self.recipe.unsayable
+        return self.recipe.overlaps_itself
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -102,15 +102,8 @@ class MegatronSetup:
         return "on" if gradients and (parameters or not facts.zero) else "gradients only" if gradients else "off"
 
     def run(self) -> Run:
-        """As :func:`~uniap_tune.recipe.today_run`, but communication overlaps only where the arguments say so."""
-        run, facts = today_run(self.recipe, self.cluster), self.facts
-        sharded = facts.zero > 1  # Megatron-FSDP overlaps by itself
-        capabilities = replace(
-            run.capabilities,
-            overlap_gradient_reduce=self.overlaps_itself or sharded or facts.on("overlap-grad-reduce"),
-            overlap_param_gather=self.overlaps_itself or sharded or facts.on("overlap-param-gather"),
-        )
-        return replace(run, capabilities=capabilities)
+        """The recipe as it is."""
+        return today_run(self.recipe, self.cluster)
 
     def changed(self, setting: str, values: Values, *, job: Job | None = None) -> Option:
         """The option of giving arguments other values. The work queues that the degrees need come with it."""
