@@ -6,8 +6,8 @@ r"""Interleaved pipelines: the best cut of a chain into v N intervals, stage i h
 
 Chunks must be nearly of one size: the ramp of the closed form is that of even chunks, and chunks that differ by a half
 cost up to 20% more than it says. An interval may take longer only if it holds no more than one layer beside the first
-or the last. All others are *inner* layers; where the first N of each interval are recomputed, every interval holds at least N, and
-seconds are compared as if none were.
+or the last. All others are *inner* layers; where the first N of each interval are recomputed, every interval holds at
+least N, and seconds are compared as if none were.
 
 Inner layers are mostly equal. Then seconds and bytes of a stage depend on how many it holds, and for bytes also on
 which of its chunks hold them; late chunks have fewer micro-batches in flight, so filling those first needs least.

@@ -153,9 +153,7 @@ def write(planning: Planning, folder: Path, *, force: bool, megatron_version: st
 
     request = planning.request
     files = {"plan.json": planning.plan.to_json()}
-    files |= render(
-        planning.plan, request.model, request.cluster, request.job, megatron_version=megatron_version
-    )
+    files |= render(planning.plan, request.model, request.cluster, request.job, megatron_version=megatron_version)
     write_files(folder, files, force=force, executable=EXECUTABLE)
     if force:  # files of an earlier plan that this one does not have would be mistaken for its own
         for name in sorted(LAUNCH_FILES - set(files)):
