@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniap_tune.errors import InputError
-from uniap_tune.mcore import DDP_FIELDS, DDP_SWITCHES
+from uniap_tune.megatron.mcore import DDP_FIELDS, DDP_SWITCHES
 from uniap_tune.recipe import Argument, Changes, Recipe
 from uniap_tune.render.megatron_model import model_arguments
 from uniap_tune.render.shell import Variable, number

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from uniap_tune.mcore import DDP_SWITCHES, MODEL_FIELDS, MODEL_SWITCHES
+from uniap_tune.megatron.mcore import DDP_SWITCHES, MODEL_FIELDS, MODEL_SWITCHES
 
 # Names of NeMo's model section that are not megatron-core's.
 _OWN = {

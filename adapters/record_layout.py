@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType, build_graph
-from uniap_tune.megatron_layout import parse_layout
+from uniap_tune.megatron.layout import parse_layout
 from uniap_tune.predict import Layers, grouped, uniform_chunks
 from uniap_tune.spec import Model
 from uniap_tune.strategy import Strategy

@@ -13,7 +13,7 @@ from pathlib import Path
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.recipes import ReadOptions, read_recipe
 from uniap_tune.errors import InputError
-from uniap_tune.megatron_rules import violations
+from uniap_tune.megatron.rules import violations
 from uniap_tune.predict import predict
 from uniap_tune.recipe import Changes, today_run, unsaid
 from uniap_tune.spec import Cluster

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from uniap_tune.chart import Figure, Mark, number_text, scale_of, text_plot
-from uniap_tune.svg import svg
+from uniap_tune.report.chart import Figure, Mark, number_text, scale_of, text_plot
+from uniap_tune.report.svg import svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

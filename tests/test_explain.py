@@ -10,7 +10,7 @@ from tests.plans import make_plan
 from tests.tiny import tiny_model
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.assemble import simulated_seconds
-from uniap_tune.explain import (
+from uniap_tune.explain.summary import (
     PART_NAMES,
     binding,
     bubble_fraction,

@@ -12,9 +12,9 @@ import pytest
 
 from uniap_tune.cli import main
 from uniap_tune.errors import ExitCode
-from uniap_tune.explain import PART_NAMES
-from uniap_tune.explain_report import _REMEDIES
-from uniap_tune.whatif import Verdict
+from uniap_tune.explain.summary import PART_NAMES
+from uniap_tune.explain.whatif import Verdict
+from uniap_tune.report.explain import _REMEDIES
 
 
 def job(cluster: str, batch: int, *options: str, model: str = "llama-2-7b") -> list[str]:

@@ -16,9 +16,10 @@ from tests.oracle import cost, cuts, in_flight, partitions, problems
 from tests.tiny import UNLIMITED, Tiny, tiny
 from uniap_tune.cost.model import CostModel
 from uniap_tune.deadline import Deadline, DeadlineError
-from uniap_tune.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.formulate import Pricer
-from uniap_tune.frontier import Frontier, below, fastest_point, leanest_point
+from uniap_tune.frontier.epsilon import Branch, EpsilonSearch, Found
+from uniap_tune.frontier.points import Frontier, below, fastest_point, leanest_point
+from uniap_tune.frontier.tradeoff import branch_of
 from uniap_tune.graph import build_graph
 from uniap_tune.problem import LayerTable, Problem, Schedule, evaluate, is_valid
 from uniap_tune.quick import QuickBounds
@@ -28,7 +29,6 @@ from uniap_tune.solvers import solve_interleaved
 from uniap_tune.space import Family
 from uniap_tune.spec import Moe
 from uniap_tune.strategy import Target
-from uniap_tune.tradeoff import branch_of
 
 # A plan as the frontier sees it: seconds, bytes.
 Value = tuple[float, float]

@@ -20,13 +20,13 @@ from uniap_tune.adapters.registry import read_model
 from uniap_tune.cli import main
 from uniap_tune.deadline import Deadline
 from uniap_tune.errors import ExitCode, InfeasibleError, InputError, StoppedError
+from uniap_tune.frontier.scaling import against_devices, device_counts, part_of, reach
+from uniap_tune.frontier.tradeoff import Goal, Point, Tradeoff, against_memory, marked
 from uniap_tune.planner import Request, run
 from uniap_tune.render import LAUNCH_FILES
-from uniap_tune.scaling import against_devices, device_counts, part_of, reach
 from uniap_tune.space import parse_knobs
 from uniap_tune.spec import Job
 from uniap_tune.strategy import Strategy, Target
-from uniap_tune.tradeoff import Goal, Point, Tradeoff, against_memory, marked
 
 ROOT = Path(__file__).parent.parent
 JOB = ["--global-batch", "32", "--seq-length", "4096", "--max", "pp=2"]  # few stages, to be quick
@@ -359,7 +359,7 @@ def test_no_time_at_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_was_found_in_time_is_kept(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
     """Ctrl-C during the third point leaves two."""
-    from uniap_tune.frontier import Frontier
+    from uniap_tune.frontier.points import Frontier
 
     ask, calls = Frontier._ask, [0]
 

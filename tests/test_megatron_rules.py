@@ -13,9 +13,9 @@ from tests.plans import make_plan
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import read_model
 from uniap_tune.errors import InfeasibleError, InputError
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_layout import first_and_last, parse_layout
-from uniap_tune.megatron_rules import RULES, violations
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.layout import first_and_last, parse_layout
+from uniap_tune.megatron.rules import RULES, violations
 from uniap_tune.plan import Plan
 from uniap_tune.planner import plan
 from uniap_tune.render.layout import layout_string

@@ -13,7 +13,7 @@ from uniap_tune.adapters.megatron_flags import RELEVANT
 from uniap_tune.adapters.recipes import read_recipe
 from uniap_tune.cli import main
 from uniap_tune.errors import UnsupportedError
-from uniap_tune.megatron_versions import DEFAULT_VERSION, VERSIONS, megatron_version, versions_with
+from uniap_tune.megatron.versions import DEFAULT_VERSION, VERSIONS, megatron_version, versions_with
 from uniap_tune.render import megatron, render
 from uniap_tune.render.megatron import megatron_launch
 from uniap_tune.tuning import unknown_arguments

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_whatif import REQUESTS, planned
 from uniap_tune.deadline import Deadline
-from uniap_tune.memory_price import RESOLUTION_BYTES, MemoryPrice, leanest, memory_price, with_memory
+from uniap_tune.explain.memory_price import RESOLUTION_BYTES, MemoryPrice, leanest, memory_price, with_memory
 from uniap_tune.planner import Planning, run
 from uniap_tune.space import Knobs
 

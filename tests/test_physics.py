@@ -151,9 +151,9 @@ def test_a_faster_device_is_faster() -> None:
 
 
 def test_the_free_target_is_the_best_under_its_own_prices() -> None:
+    from uniap_tune.explain.whatif import target_prices
     from uniap_tune.planner import Request, run
     from uniap_tune.strategy import Target
-    from uniap_tune.whatif import target_prices
 
     for cluster in ("1x8:a100-80gb", "1x8:a100-40gb"):
         request = Request(

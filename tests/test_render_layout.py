@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniap_tune.megatron_facts import MegatronFacts
+from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.render.layout import layout_string, pipeline_arguments
 
 FIRST = "--decoder-first-pipeline-num-layers"

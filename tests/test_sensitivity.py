@@ -8,9 +8,9 @@ import pytest
 
 from tests.test_whatif import REQUESTS, planned
 from uniap_tune.deadline import Deadline
-from uniap_tune.memory_price import with_memory
+from uniap_tune.explain.memory_price import with_memory
+from uniap_tune.explain.sensitivity import BATCH, MEMORY, NETWORK, Sensitivity, sensitivities
 from uniap_tune.planner import Request, run
-from uniap_tune.sensitivity import BATCH, MEMORY, NETWORK, Sensitivity, sensitivities
 
 
 def by_hand(request: Request, item: Sensitivity) -> Request:

@@ -13,13 +13,13 @@ from tests.tiny import tiny_model
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError
-from uniap_tune.explain import time_shares
-from uniap_tune.memory_price import RESOLUTION_BYTES
+from uniap_tune.explain.memory_price import RESOLUTION_BYTES
+from uniap_tune.explain.summary import time_shares
+from uniap_tune.explain.whatif import Verdict, WhatIf, other_grid, restriction_costs, target_prices, whatif
 from uniap_tune.planner import Planning, Request, run
 from uniap_tune.space import Knobs, parse_knobs
 from uniap_tune.spec import Job, Moe
 from uniap_tune.strategy import Target
-from uniap_tune.whatif import Verdict, WhatIf, other_grid, restriction_costs, target_prices, whatif
 
 EXPERTS = replace(tiny_model(4, hidden_size=512), moe=Moe(num_experts=4, top_k=2, expert_ffn_size=512))
 LARGE = tiny_model(8, hidden_size=2048)

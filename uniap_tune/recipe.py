@@ -8,7 +8,7 @@ from typing import Protocol
 
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.megatron_facts import MegatronFacts
+from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.plan import Plan
 from uniap_tune.predict import Layers, Run
 from uniap_tune.spec import Cluster, Job, Model, Recompute
@@ -159,7 +159,7 @@ def unsaid(before: Recipe, after: Recipe, changes: Changes) -> list[str]:
 
 
 def today_run(recipe: Recipe, cluster: Cluster) -> Run:
-    """The recipe as it is, on a cluster. Its arguments must break no rule of :mod:`uniap_tune.megatron_rules`.
+    """The recipe as it is, on a cluster. Its arguments must break no rule of :mod:`uniap_tune.megatron.rules`.
 
     Data-parallel communication overlaps only where the arguments, or the format's engine, say so.
     """

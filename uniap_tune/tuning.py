@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InfeasibleError, InputError
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_rules import Violation, violations
-from uniap_tune.megatron_versions import DEFAULT_VERSION, megatron_version
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.rules import Violation, violations
+from uniap_tune.megatron.versions import DEFAULT_VERSION, megatron_version
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request
 from uniap_tune.planner import run as run_planner

@@ -10,10 +10,10 @@ import pytest
 from tests.benchmarks.bench_search import cpu
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.registry import read_model
+from uniap_tune.frontier.tradeoff import Tradeoff, against_memory
 from uniap_tune.planner import Request, run
 from uniap_tune.spec import Job
 from uniap_tune.strategy import Target
-from uniap_tune.tradeoff import Tradeoff, against_memory
 
 # model, cluster, global batch, sequence length, target, how many points (None: all)
 JOBS = [

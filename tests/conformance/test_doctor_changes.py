@@ -19,7 +19,7 @@ from uniap_tune.doctor.deepspeed import DeepSpeedSetup
 from uniap_tune.doctor.finding import is_legal
 from uniap_tune.doctor.megatron import MegatronSetup
 from uniap_tune.doctor.options import options_of
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
 
 PLAIN = (
     settings(tp="2", pp="2", zero="1"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.test_megatron_arguments import megatron as megatron  # the fixture
-from uniap_tune.megatron_versions import VERSIONS, megatron_version
+from uniap_tune.megatron.versions import VERSIONS, megatron_version
 
 SCRIPT = Path(__file__).with_name("megatron_flags.py")
 

@@ -12,8 +12,8 @@ from tests.conformance.test_megatron_arguments import megatron as megatron  # th
 from tests.test_megatron_rules import BREAKS, MORE, facts
 from tests.test_tune import ALL, CLUSTER, plans_for, read
 from uniap_tune.adapters.megatron_flags import RELEVANT
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_rules import RULES
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.rules import RULES
 from uniap_tune.tuning import after, changes_for
 
 FURTHER = ["--max-position-embeddings", "131072", "--train-samples", "1000000", "--lr", "1e-4", "--bf16", "--mock-data"]

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(document(diagnosis), indent=2, allow_nan=False) + "\n")
     else:
-        from uniap_tune.doctor_report import print_diagnosis
+        from uniap_tune.report.doctor import print_diagnosis
 
         print_diagnosis(diagnosis)
     if diagnosis.fits is None:

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan, ask, print."""
     from uniap_tune.deadline import Deadline
     from uniap_tune.errors import InfeasibleError
+    from uniap_tune.explain.explanation import explain
     from uniap_tune.plan import SCHEMA_VERSION
-    from uniap_tune.reasons import explain
 
     progress = _progress()
     try:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(explanation.to_dict())
     else:
-        from uniap_tune.explain_report import print_explanation
+        from uniap_tune.report.explain import print_explanation
 
         print_explanation(explanation)
     return 0
@@ -138,7 +138,7 @@ def _request_of(path: Path, args: argparse.Namespace) -> Request:
 def _compare(path: Path, planning: Planning) -> None:
     """Say so where planning again finds another plan than the one in the file."""
     from uniap_tune.adapters.plan_json import read_plan
-    from uniap_tune.explain import grid
+    from uniap_tune.explain.summary import grid
 
     before = read_plan(path).plan
     if before.stages != planning.plan.stages or before.num_microbatches != planning.plan.num_microbatches:

@@ -21,8 +21,8 @@ from uniap_tune.commands.inputs import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uniap_tune.frontier.tradeoff import Goal, Point, Tradeoff
     from uniap_tune.planner import Request
-    from uniap_tune.tradeoff import Goal, Point, Tradeoff
 
 NAME = "frontier"
 HELP = "step time against memory or devices: all the plans worth choosing"
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({**_document(found, args.price_per_device_hour), "solver": spent})
     else:
-        from uniap_tune.frontier_report import print_tradeoff
+        from uniap_tune.report.frontier import print_tradeoff
 
         print_tradeoff(found, price=args.price_per_device_hour, next_command=_next_command(args, found))
         count = len(found.points)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _goal(args: argparse.Namespace) -> Goal | None:
-    from uniap_tune.tradeoff import Goal
+    from uniap_tune.frontier.tradeoff import Goal
 
     return next((Goal(name) for name in _GOALS if getattr(args, name.replace("-", "_"))), None)
 
@@ -126,8 +126,8 @@ def _require_sense(args: argparse.Namespace) -> None:
 
 def _find(args: argparse.Namespace, request: Request) -> Tradeoff:
     from uniap_tune.deadline import Deadline
-    from uniap_tune.scaling import against_devices, device_counts, reach
-    from uniap_tune.tradeoff import against_memory
+    from uniap_tune.frontier.scaling import against_devices, device_counts, reach
+    from uniap_tune.frontier.tradeoff import against_memory
 
     deadline, notify = Deadline.after(args.time_limit), _progress()
     goal = _goal(args)
@@ -159,9 +159,9 @@ def _progress() -> Callable[[int], None] | None:
 def _write(args: argparse.Namespace, found: Tradeoff) -> None:
     """The picture, the table and the plans that were asked for: all of them or none."""
     from uniap_tune.files import write_files
-    from uniap_tune.frontier_report import csv_text, figure
     from uniap_tune.render import EXECUTABLE, LAUNCH_FILES
-    from uniap_tune.svg import svg
+    from uniap_tune.report.frontier import csv_text, figure
+    from uniap_tune.report.svg import svg
 
     table = csv_text(found, args.price_per_device_hour)
     files: dict[Path, str] = {}

@@ -43,7 +43,7 @@ def add_job_arguments(parser: argparse.ArgumentParser, *, required: bool = True,
 
 def add_megatron_version(parser: argparse.ArgumentParser) -> None:
     """Which Megatron-LM the launch files are for."""
-    from uniap_tune.megatron_versions import DEFAULT_VERSION, VERSIONS
+    from uniap_tune.megatron.versions import DEFAULT_VERSION, VERSIONS
 
     parser.add_argument(
         "--megatron-version",

@@ -14,7 +14,7 @@ from uniap_tune.commands.inputs import add_job_arguments, add_megatron_version, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uniap_tune.explain import Binding
+    from uniap_tune.explain.summary import Binding
     from uniap_tune.planner import Planning, Request
     from uniap_tune.search import Progress
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         document = _document(planning, prices, spent, args.top)
         _print_json(document if certificate is None else {**document, "certificate": certificate})
     else:
-        from uniap_tune.report import print_planning
+        from uniap_tune.report.plan import print_planning
 
         print_planning(
             planning,
@@ -91,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[str, float | None]]:
     from uniap_tune.deadline import Deadline
+    from uniap_tune.explain.whatif import target_prices
     from uniap_tune.planner import RERANK_GAP
     from uniap_tune.planner import run as run_planner
     from uniap_tune.strategy import Target
-    from uniap_tune.whatif import target_prices
 
     deadline = Deadline.after(args.time_limit)
     planning = run_planner(
@@ -115,7 +115,7 @@ def _plan(args: argparse.Namespace, request: Request) -> tuple[Planning, dict[st
 
 def _binding(planning: Planning, time_limit: float | None) -> Binding | None:
     """What binds the plan; left out when time is short."""
-    from uniap_tune.explain import binding
+    from uniap_tune.explain.summary import binding
 
     return None if time_limit is not None else binding(planning.plan, planning.space, planning.prices)
 

@@ -226,7 +226,7 @@ def _print_tuning(tuning: Tuning, difference: str, notes: list[str]) -> None:
         sys.stdout.write("\n")
     lines = [_today_line(tuning)]
     if tuning.tuned is not None and tuning.planning is not None:
-        from uniap_tune.explain import grid
+        from uniap_tune.explain.summary import grid
 
         lines.append(f"tuned: {_takes(tuning.tuned)}; {grid(tuning.planning.plan)}")
         speedup = tuning.speedup

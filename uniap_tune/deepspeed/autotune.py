@@ -17,7 +17,7 @@ from uniap_tune.deepspeed import launch
 from uniap_tune.deepspeed.check import Case, check_cases
 from uniap_tune.deepspeed.understand import Understanding, results_folder, understand
 from uniap_tune.errors import InfeasibleError, InputError
-from uniap_tune.explain import grid
+from uniap_tune.explain.summary import grid
 from uniap_tune.files import write_files
 from uniap_tune.plan import Plan, plan_from_dict
 from uniap_tune.planner import run as run_planner

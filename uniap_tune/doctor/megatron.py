@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from uniap_tune.doctor.setup import Option
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_rules import violations
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.rules import violations
 from uniap_tune.predict import Run
 from uniap_tune.recipe import Argument, Recipe, today_run
 from uniap_tune.spec import Cluster, Job, Model

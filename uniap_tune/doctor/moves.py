@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from uniap_tune.doctor.megatron import MegatronSetup, Values
 from uniap_tune.doctor.setup import Option
-from uniap_tune.megatron_facts import MegatronFacts
+from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.space import divisors
 

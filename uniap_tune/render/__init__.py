@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uniap_tune import __version__
-from uniap_tune.megatron_versions import DEFAULT_VERSION
+from uniap_tune.megatron.versions import DEFAULT_VERSION
 from uniap_tune.plan import Plan
 from uniap_tune.render.deepspeed import deepspeed_files
 from uniap_tune.render.megatron import megatron_files

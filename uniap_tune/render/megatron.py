@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import yaml
 
 from uniap_tune.errors import UnsupportedError
-from uniap_tune.mcore import mcore_sections, plain_sections, python_snippet
-from uniap_tune.megatron_versions import DEFAULT_VERSION, MegatronVersion, megatron_version, versions_with
+from uniap_tune.megatron.mcore import mcore_sections, plain_sections, python_snippet
+from uniap_tune.megatron.versions import DEFAULT_VERSION, MegatronVersion, megatron_version, versions_with
 from uniap_tune.plan import Plan
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron_model import model_arguments

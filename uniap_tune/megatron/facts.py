@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from uniap_tune.megatron_layout import Layout, accounted, even, first_and_last, parse_layout
+from uniap_tune.megatron.layout import Layout, accounted, even, first_and_last, parse_layout
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 

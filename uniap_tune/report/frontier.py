@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from uniap_tune.chart import Figure, Mark, text_plot
-from uniap_tune.explain import recompute_text
+from uniap_tune.explain.summary import recompute_text
+from uniap_tune.frontier.tradeoff import Axis, Goal, Point, Tradeoff
 from uniap_tune.plan import Plan
-from uniap_tune.report import console
+from uniap_tune.report.chart import Figure, Mark, text_plot
+from uniap_tune.report.console import console
 from uniap_tune.spec import Recompute
-from uniap_tune.tradeoff import Axis, Goal, Point, Tradeoff
 from uniap_tune.units import GIB, format_count, format_percent, format_seconds
 
 _MOST_ROWS = 40

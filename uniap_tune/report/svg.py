@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from uniap_tune.chart import Figure, Mark, number_text
+from uniap_tune.report.chart import Figure, Mark, number_text
 
 _WIDTH, _HEIGHT = 860, 460  # of the plot with its axes, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 48, 60  # margins around the plot

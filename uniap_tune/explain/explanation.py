@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniap_tune.deadline import Deadline
-from uniap_tune.explain import Alternative, compare, grid, time_shares
-from uniap_tune.memory_price import MemoryPrice, MemoryStep, memory_price
+from uniap_tune.explain.memory_price import MemoryPrice, MemoryStep, memory_price
+from uniap_tune.explain.sensitivity import Sensitivity, sensitivities
+from uniap_tune.explain.summary import Alternative, compare, grid, time_shares
+from uniap_tune.explain.whatif import Restriction, WhatIf, other_grid, restriction_costs, target_prices, whatif
 from uniap_tune.plan import SCHEMA_VERSION, Plan
 from uniap_tune.planner import Planning, Request, run
-from uniap_tune.sensitivity import Sensitivity, sensitivities
 from uniap_tune.strategy import Target
-from uniap_tune.whatif import Restriction, WhatIf, other_grid, restriction_costs, target_prices, whatif
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

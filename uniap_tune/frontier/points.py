@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
-from uniap_tune.epsilon import EpsilonSearch, Found
+from uniap_tune.frontier.epsilon import EpsilonSearch, Found
 from uniap_tune.search import TIE
 
 # Where points are spread, a gap is halved until it is this part of an even share; then its end is asked for.

@@ -1,7 +1,7 @@
 """How much memory a better plan would need, and how little memory any plan needs: by solving again.
 
 The objective falls in steps as the memory limit rises; where the next step is, is found by bisection on the limit, with
-what one limit teaches kept for the others (:mod:`.epsilon`).
+what one limit teaches kept for the others (:mod:`uniap_tune.frontier.epsilon`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass, replace
 
 from uniap_tune.deadline import Deadline, DeadlineError
-from uniap_tune.epsilon import EpsilonSearch
-from uniap_tune.explain import NOTABLE, Alternative, compare
+from uniap_tune.explain.summary import NOTABLE, Alternative, compare
 from uniap_tune.formulate import Pricer
+from uniap_tune.frontier.epsilon import EpsilonSearch
+from uniap_tune.frontier.tradeoff import branch_of
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request, attempt, build
 from uniap_tune.problem import Status
 from uniap_tune.quick import QuickBounds
 from uniap_tune.space import Space
-from uniap_tune.tradeoff import branch_of
 from uniap_tune.units import GIB
 
 # To how many bytes the least memory of a plan is found: half of the last digit that is shown.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from uniap_tune.megatron_facts import MegatronFacts
+from uniap_tune.megatron.facts import MegatronFacts
 
 Check = Callable[[MegatronFacts], str]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from uniap_tune.deadline import Deadline, DeadlineError
-from uniap_tune.explain import Alternative, compare
+from uniap_tune.explain.memory_price import leanest
+from uniap_tune.explain.summary import Alternative, compare
 from uniap_tune.legality import conflict, without_each
-from uniap_tune.memory_price import leanest
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, attempt, build
 from uniap_tune.problem import Status

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.errors import InfeasibleError, InputError, StoppedError
+from uniap_tune.frontier.tradeoff import Axis, Goal, Notify, Point, Tradeoff, end_of_frontier, marked
 from uniap_tune.planner import Request, attempt, build, infeasible, validate
 from uniap_tune.problem import Status
 from uniap_tune.spec import Cluster
-from uniap_tune.tradeoff import Axis, Goal, Notify, Point, Tradeoff, end_of_frontier, marked
 from uniap_tune.units import format_bytes, format_seconds
 
 # Up to so many nodes every number is tried by default; beyond, powers of two and three times powers of two.

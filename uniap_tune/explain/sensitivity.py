@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InputError
+from uniap_tune.explain.memory_price import with_memory
 from uniap_tune.formulate import Pricer
-from uniap_tune.memory_price import with_memory
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request, attempt
 from uniap_tune.problem import Status

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-import uniap_tune.megatron_states  # noqa: F401 - registers its rules
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_layout import first_and_last
-from uniap_tune.megatron_rule import RULES, Violation, rule
+import uniap_tune.megatron.states  # noqa: F401 - registers its rules
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.layout import first_and_last
+from uniap_tune.megatron.rule import RULES, Violation, rule
 
 __all__ = ["RULES", "Violation", "violations"]
 

@@ -1,7 +1,4 @@
-"""Tables and sentences for people, on stdout. The only module that imports rich.
-
-Everything fits 80 columns; colour only on a terminal and never with NO_COLOR.
-"""
+"""The answer of ``plan`` for people: verdict, stages, what binds, the runner-up, what to do next."""
 
 from __future__ import annotations
 
@@ -13,23 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARAMETERS
-from uniap_tune.explain import Binding, bubble_fraction, grid, summarize_strategies, time_shares
+from uniap_tune.explain.summary import Binding, bubble_fraction, grid, summarize_strategies, time_shares
 from uniap_tune.plan import Plan, Stage
 from uniap_tune.planner import Planning
 from uniap_tune.prose import wrap
+from uniap_tune.report.console import WIDTH, console, layers_text, print_sentence, stage_numbers
 from uniap_tune.units import GIB, format_count, format_percent, format_seconds
 
-_WIDTH = 80
-_LABEL = 13
-_MOST_STAGES = 16
 _MEMORY_COLUMNS = {PARAMETERS: "par", GRADIENTS: "grad", OPTIMIZER_STATES: "opt", ACTIVATIONS: "act"}
-
-
-def console() -> Console:
-    """Standard output, at most 80 columns wide, without markup or automatic highlighting."""
-    found = Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
-    found.width = min(found.width, _WIDTH)
-    return found
 
 
 def print_planning(
@@ -71,7 +59,7 @@ def print_verdict(out: Console, planning: Planning) -> None:
     """What was planned for what, its time, its memory and its grid."""
     plan, request = planning.plan, planning.request
     state = "optimal" if plan.status == "optimal" else f"stopped at a gap of {format_percent(plan.gap)}"
-    for line in wrap(f"{request.model.name} on {request.cluster.name} with {plan.target}: {state}", _WIDTH):
+    for line in wrap(f"{request.model.name} on {request.cluster.name} with {plan.target}: {state}", WIDTH):
         out.print(Text(line, style="bold"))
     summary = (
         f"{format_seconds(plan.step_time_s)} a step, {format_count(plan.tokens_per_s)} tokens/s, "
@@ -79,16 +67,9 @@ def print_verdict(out: Console, planning: Planning) -> None:
         f"{plan.memory_limit_bytes / GIB:.1f} GiB"
     )
     for text in (summary, grid(plan)):
-        for line in wrap(text, _WIDTH):
+        for line in wrap(text, WIDTH):
             out.print(line)
     out.print()
-
-
-def stage_numbers(count: int) -> list[int | None]:
-    """The stages that a table shows; ``None`` stands for those left out in the middle."""
-    if count <= _MOST_STAGES:
-        return list(range(count))
-    return [*range(_MOST_STAGES - 3), None, count - 2, count - 1]
 
 
 def _stage_table(out: Console, plan: Plan) -> None:
@@ -118,18 +99,6 @@ def _stage_row(i: int, stage: Stage, plan: Plan) -> list[str]:
     return [str(i), layers_text(stage), text, format_seconds(stage.time_s), *sizes, share]
 
 
-def layers_text(stage: Stage) -> str:
-    """What a stage holds: ``"E+20"`` is the embedding and 20 blocks, ``H`` the head."""
-    parts = []
-    if "embedding" in stage.layers:
-        parts.append("E")
-    if stage.num_blocks:
-        parts.append(str(stage.num_blocks))
-    if "head" in stage.layers:
-        parts.append("H")
-    return "+".join(parts)
-
-
 def _time_sentence(plan: Plan) -> str:
     shares = sorted(time_shares(plan).items(), key=lambda item: -item[1])
     parts = [
@@ -155,10 +124,3 @@ def _proof(planning: Planning) -> str:
         f"gap {planning.result.gap:.1e} over {len(pairs)} (stages, micro-batches) pairs: "
         f"{counts['solved']} with a plan, {counts['pruned']} pruned by bounds, {counts['infeasible']} do not fit"
     )
-
-
-def print_sentence(out: Console, label: str, text: str) -> None:
-    """A label, and beside it the lines of a text."""
-    for number, line in enumerate(wrap(text, _WIDTH - _LABEL)):
-        head = label if number == 0 else ""
-        out.print(Text(head.ljust(_LABEL), style="bold") + Text(line))

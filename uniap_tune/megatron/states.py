@@ -1,9 +1,9 @@
-"""Rules about optimizer states, sharding, recomputation and offloading; see :mod:`uniap_tune.megatron_rules`."""
+"""Rules about optimizer states, sharding, recomputation and offloading; see :mod:`uniap_tune.megatron.rules`."""
 
 from __future__ import annotations
 
-from uniap_tune.megatron_facts import CONNECTIONS, MegatronFacts
-from uniap_tune.megatron_rule import rule
+from uniap_tune.megatron.facts import CONNECTIONS, MegatronFacts
+from uniap_tune.megatron.rule import rule
 
 # -- states -----------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARA
 from uniap_tune.doctor.diagnosis import Diagnosis, Improvement
 from uniap_tune.doctor.finding import Finding
 from uniap_tune.doctor.setup import shown_settings
-from uniap_tune.report import console
+from uniap_tune.report.console import console
 from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
 
 _MOST_STAGES = 10

@@ -1,4 +1,4 @@
-"""One job's plans to choose from, and step time against memory: the points of :mod:`uniap_tune.frontier` as plans.
+"""One job's plans to choose from, and step time against memory: the points of a frontier as plans.
 
 Every point is a full plan of a request of its own, with its peak as the memory limit, which can be rendered.
 """
@@ -11,10 +11,10 @@ from enum import StrEnum
 
 from uniap_tune.assemble import assemble
 from uniap_tune.deadline import Deadline, DeadlineError
-from uniap_tune.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.errors import StoppedError
 from uniap_tune.formulate import Pricer
-from uniap_tune.frontier import Frontier, fastest_point, leanest_point
+from uniap_tune.frontier.epsilon import Branch, EpsilonSearch, Found
+from uniap_tune.frontier.points import Frontier, fastest_point, leanest_point
 from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, build, infeasible, validate

@@ -25,17 +25,17 @@ from uniap_tune.cost.parts import (
     WORKSPACE,
     ZERO_COMM,
 )
-from uniap_tune.explain import BUBBLE, NOTABLE, PART_NAMES, SEND, Alternative, grid, time_shares
-from uniap_tune.memory_price import MemoryStep
+from uniap_tune.explain.explanation import Explanation, knob_values
+from uniap_tune.explain.memory_price import MemoryStep
+from uniap_tune.explain.sensitivity import BATCH, Sensitivity
+from uniap_tune.explain.summary import BUBBLE, NOTABLE, PART_NAMES, SEND, Alternative, grid, time_shares
+from uniap_tune.explain.whatif import Verdict, WhatIf
 from uniap_tune.plan import Plan
 from uniap_tune.prose import wrap
-from uniap_tune.reasons import Explanation, knob_values
-from uniap_tune.report import console, layers_text, print_sentence, print_verdict, stage_numbers
-from uniap_tune.sensitivity import BATCH, Sensitivity
+from uniap_tune.report.console import WIDTH, console, layers_text, print_sentence, stage_numbers
+from uniap_tune.report.plan import print_verdict
 from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
-from uniap_tune.whatif import Verdict, WhatIf
 
-_WIDTH = 80
 _MOST_PARTS = 3  # of memory
 _MOST_CHANGES = 4  # of the parts of a step
 
@@ -86,7 +86,7 @@ def _print_table(out: Console, titles: Sequence[str], rows: Sequence[Sequence[st
     """
     names = [title.removesuffix(":") for title in titles]
     widths = [max(len(row[i]) for row in (names, *rows) if i < len(row)) for i in range(len(titles))]
-    last = _WIDTH - sum(width + 1 for width in widths[:-1])
+    last = WIDTH - sum(width + 1 for width in widths[:-1])
 
     def lines(row: Sequence[str]) -> Iterator[str]:
         cells = [

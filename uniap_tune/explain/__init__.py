@@ -1,0 +1,1 @@
+"""Reasons for a plan: where its time and memory go, and what anything else would cost."""

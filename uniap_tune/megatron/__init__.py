@@ -1,0 +1,1 @@
+"""Megatron-LM's arguments: what a configuration says, what each version knows, what Megatron refuses."""
