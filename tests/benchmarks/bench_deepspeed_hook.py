@@ -1,6 +1,6 @@
 """CPU time that the hook of ``uniap-tune deepspeed enable`` adds to the start of a plain Python.
 
-Run with ``pytest -o python_files='bench_*.py' tests/benchmarks/bench_deepspeed_hook.py -s``.
+Run with ``pytest -o python_files='bench_*.py' -o python_functions='bench_*' tests/benchmarks/bench_deepspeed_hook.py -s``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cpu_seconds(python: str) -> float:
 
 
 @pytest.mark.benchmark
-def test_the_hook_adds_less_than_a_millisecond(tmp_path: Path) -> None:
+def bench_the_hook_adds_less_than_a_millisecond(tmp_path: Path) -> None:
     venv.create(tmp_path, symlinks=True)
     paths = {"base": str(tmp_path), "platbase": str(tmp_path)}
     line = Path(sysconfig.get_path("purelib", "venv", paths)) / FILE

@@ -10,5 +10,5 @@ from tests.recipe_fuzz import survive_all
 
 
 @pytest.mark.benchmark
-def test_ten_thousand_damaged_recipes(tmp_path: Path) -> None:
+def bench_ten_thousand_damaged_recipes(tmp_path: Path) -> None:
     assert survive_all(range(10_000), tmp_path) < 2.0
