@@ -239,7 +239,7 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
     ("question", "problem"),
     [
         ("tp", "--why-not tp: not of the form KNOB=VALUE"),
-        ("tp=2,speed=9", "--why-not speed=9: not of the form"),
+        ("tp=2,speed=9", "--why-not speed=9: there is no knob 'speed'"),
         ("tp=2,tp=4", "--why-not tp is given twice"),
         ("recompute=some", "unknown recompute mode"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from tests.test_whatif import REQUESTS, VALUES
 from tests.tiny import tiny_model
 from uniap_tune.adapters.cluster import read_cluster
+from uniap_tune.errors import InputError
 from uniap_tune.legality import conflict, has_strategies, restrictions, without_each
 from uniap_tune.planner import Request, build
 from uniap_tune.space import Knobs, Space, parse_knobs
@@ -57,6 +58,26 @@ def test_the_rule_is_named(fix: str, target: Target, reason: str) -> None:
     found = conflict(space(Knobs(fix=dict(item.split("=") for item in fix.split())), replace(TINY, target=target)))
     assert found is not None
     assert any(reason in text for text in found.reasons), found.reasons
+
+
+def test_every_recompute_mode_forbidden() -> None:
+    found = conflict(space(parse_knobs([], [], ["recompute=full", "recompute=none"])))
+    assert found is not None
+    assert found.reasons == ("recompute can only be full or none here, and each is forbidden",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("speed=9", "--fix speed=9: there is no knob 'speed'; fix: one of pp, vpp,"),
+        ("vpp=0", "'0' is no possible value of vpp; fix: give a whole number above zero"),
+        ("zero=4", "'4' is no possible value of zero; fix: one of 0, 1, 2, 3"),
+    ],
+)
+def test_what_a_knob_may_be(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_knobs([text], [], [])
+    assert message in str(caught.value)
 
 
 def test_a_long_sequence_is_cut_into_equal_pieces() -> None:

@@ -196,6 +196,10 @@ def _experts(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
 def _recompute(space: Space, _: Mapping[str, int]) -> Iterator[str]:
     asked = space.knobs.fix.get("recompute")
     if asked is None:
+        modes = space.capabilities.recompute & space.job.allowed_recompute
+        modes -= {Recompute.SELECTIVE} if space.job.flash_attention else set()
+        if not any(space.knobs.allows("recompute", mode) for mode in modes):
+            yield f"recompute can only be {' or '.join(sorted(modes))} here, and each is forbidden"
         return
     mode = Recompute(asked)
     if mode not in space.capabilities.recompute:

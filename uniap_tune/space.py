@@ -76,20 +76,19 @@ def parse_knobs(fix: list[str], maximum: list[str], forbid: list[str], option: s
 def _split(text: str, option: str) -> tuple[str, str]:
     knob, equals, value = text.partition("=")
     known = ", ".join(KNOBS)
-    if not equals or knob not in KNOBS:
+    if not equals:
         raise InputError(f"{option} {text}: not of the form KNOB=VALUE", why=f"the knobs are {known}", fix="e.g. tp=8")
+    if knob not in KNOBS:
+        raise InputError(f"{option} {text}: there is no knob {knob!r}", fix=f"one of {known}")
     if knob == "recompute":
         if value not in set(Recompute):
             modes = ", ".join(Recompute)
             raise InputError(f"{option} {text}: unknown recompute mode {value!r}", fix=f"one of {modes}")
         return knob, value
-    if (
-        not value.isdecimal()
-        or len(value) > 9
-        or (int(value) == 0 and knob != "zero")
-        or (knob == "zero" and int(value) > 3)
-    ):
-        raise InputError(f"{option} {text}: {value!r} is no possible value of {knob}", fix="give a whole number")
+    least, most = (0, 3) if knob == "zero" else (1, 999_999_999)
+    if not value.isdecimal() or len(value) > 9 or not least <= int(value) <= most:
+        allowed = "one of 0, 1, 2, 3" if knob == "zero" else "give a whole number above zero"
+        raise InputError(f"{option} {text}: {value!r} is no possible value of {knob}", fix=allowed)
     return knob, str(int(value))
 
 
