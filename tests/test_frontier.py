@@ -17,12 +17,11 @@ from tests.tiny import UNLIMITED, Tiny, tiny
 from uniap_tune.cost.model import CostModel
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.formulate import Pricer
+from uniap_tune.frontier.branches import branches, places
 from uniap_tune.frontier.epsilon import Branch, EpsilonSearch, Found
 from uniap_tune.frontier.points import Frontier, below, fastest_point, leanest_point
-from uniap_tune.frontier.tradeoff import branch_of
 from uniap_tune.graph import build_graph
 from uniap_tune.problem import LayerTable, Problem, Schedule, evaluate, is_valid
-from uniap_tune.quick import QuickBounds
 from uniap_tune.replay import judged_seconds
 from uniap_tune.search import TIE
 from uniap_tune.solvers import solve_interleaved
@@ -212,11 +211,7 @@ JOBS = {
 
 def searched(job: Tiny) -> EpsilonSearch:
     """The search of a job's whole space, with the bounds that prices alone give."""
-    space = job.space
-    pairs = itertools.product(space.pipeline_sizes(), space.microbatch_counts())
-    places = [(pp, c, family) for pp, c in pairs for family in space.families(pp, c)]
-    floors = QuickBounds(job.pricer)
-    return EpsilonSearch([branch_of(job.pricer, floors, *place) for place in places])
+    return EpsilonSearch(branches(places(job.space), job.pricer))
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import brute_force
-from uniap_tune.interleave import assignment_of, interval_limits, is_regular, most_leading, solve_regular
+from uniap_tune.interleave import assignment_of, interval_limits, is_regular, solve_regular
 from uniap_tune.problem import EdgeTable, LayerTable, LeadingRule, Problem, evaluate, is_valid
 from uniap_tune.schedule import Schedule
 from uniap_tune.simulate import recompute
@@ -127,5 +127,4 @@ def test_what_is_no_interleaving() -> None:
     assert solve_regular(even(5, 4, 2)).assignment is None
     problem = even(16, 4, 2)
     assert is_regular(problem)
-    assert most_leading(problem) == 2
     assert assignment_of(problem, [2] * 8).stage[:4] == (0, 0, 0, 1)

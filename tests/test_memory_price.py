@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_whatif import REQUESTS, planned
 from uniap_tune.deadline import Deadline
-from uniap_tune.explain.memory_price import RESOLUTION_BYTES, MemoryPrice, leanest, memory_price, with_memory
+from uniap_tune.explain.memory_price import RESOLUTION_BYTES, MemoryPrice, leanest, memory_price
 from uniap_tune.planner import Planning, run
 from uniap_tune.space import Knobs
 
@@ -28,9 +28,9 @@ def test_the_next_step_is_where_planning_again_finds_it(name: str) -> None:
     step, plan = price.following, planning.plan
     assert step is not None
     assert step.limit_bytes > plan.memory_limit_bytes
-    assert step.other.plan == run(with_memory(planning.request, step.limit_bytes)).plan
+    assert step.other.plan == run(planning.request.with_memory_limit(step.limit_bytes)).plan
     assert step.gain == -max(step.other.slower, step.other.slower_proven) > 0
-    below = with_memory(planning.request, max(plan.memory_limit_bytes, step.limit_bytes - 1.01 * RESOLUTION_BYTES))
+    below = planning.request.with_memory_limit(max(plan.memory_limit_bytes, step.limit_bytes - 1.01 * RESOLUTION_BYTES))
     assert run(below).plan.objective_s > step.other.plan.objective_s
     assert step.stages == tuple(
         i for i, stage in enumerate(step.other.plan.stages) if stage.peak_bytes > plan.memory_limit_bytes

@@ -11,7 +11,7 @@ from tests.launches import deepspeed_launches, megatron_launches
 from tests.plans import make_plan
 from uniap_tune.errors import InputError
 from uniap_tune.plan import Plan, plan_from_dict
-from uniap_tune.spec import Job, Recompute
+from uniap_tune.spec import Job
 from uniap_tune.strategy import Strategy, Target
 
 
@@ -48,7 +48,6 @@ def test_properties() -> None:
     made = plan()
     assert made.uniform() is not None
     assert [stage.num_blocks for stage in made.stages] == [2, 3]
-    assert [counts[Recompute.FULL] for counts in made.recompute_counts()] == [1, 2]
     assert len(made.strategies) == 7
     assert made.peak_memory_bytes == 1e9
 

@@ -13,7 +13,7 @@ from tests.tiny import Tiny, tiny
 from uniap_tune.bounds import ChainBounds
 from uniap_tune.deadline import Deadline
 from uniap_tune.problem import Problem, Solution, Status, evaluate, is_valid
-from uniap_tune.quick import quick_bound
+from uniap_tune.quick import QuickBounds
 from uniap_tune.search import TIE, Outcome, Progress, SearchOptions, SearchResult, search
 from uniap_tune.simulate import recompute
 from uniap_tune.solvers import Solve, solver_named
@@ -155,8 +155,9 @@ def test_quick_bound_is_a_bound() -> None:
     for target in (Target.MEGATRON, Target.DEEPSPEED):
         for part in (0.05, 0.4, 1.0):
             job = at_limit(tiny(target, cluster="1x4:a100-80gb", num_layers=3, global_batch=4, vocab_size=30000), part)
+            bounds = QuickBounds(job.pricer)
             for pp, c, family, problem in job.problems():
-                assert quick_bound(job.pricer, pp, c, family) <= brute_force(problem) * (1 + 1e-12)
+                assert bounds(pp, c, family) <= brute_force(problem) * (1 + 1e-12)
 
 
 def test_two_searches_are_equal() -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from tests.test_whatif import REQUESTS, planned
 from uniap_tune.deadline import Deadline
-from uniap_tune.explain.memory_price import with_memory
 from uniap_tune.explain.sensitivity import BATCH, MEMORY, NETWORK, Sensitivity, sensitivities
 from uniap_tune.planner import Request, run
 
@@ -20,7 +19,7 @@ def by_hand(request: Request, item: Sensitivity) -> Request:
         inter = replace(cluster.inter, bandwidth=item.factor * cluster.inter.bandwidth)
         return replace(request, cluster=replace(cluster, inter=inter))
     if item.changed == MEMORY:
-        return with_memory(request, item.factor * request.memory_limit_bytes)
+        return request.with_memory_limit(item.factor * request.memory_limit_bytes)
     return replace(request, job=replace(job, global_batch=round(item.factor * job.global_batch)))
 
 

@@ -90,11 +90,6 @@ def interval_limits(problem: Problem) -> tuple[list[int], list[int]] | None:
     return (low, high) if sum(low) <= inner <= sum(high) else None
 
 
-def most_leading(problem: Problem) -> int:
-    """The largest N for which every interval can hold N inner layers and some layer is left."""
-    return (problem.num_layers - 2) // problem.num_intervals
-
-
 def is_regular(problem: Problem) -> bool:
     """Whether all inner layers are equal and neighbours need no re-sharding."""
     inner = problem.layers[1:-1]

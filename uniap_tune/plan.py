@@ -129,13 +129,6 @@ class Plan:
         key = _grid(first)
         return first if all(_grid(s) == key for s in self.strategies) else None
 
-    def recompute_counts(self) -> list[dict[Recompute, int]]:
-        """For each stage, how many of its blocks use each recompute mode."""
-        return [
-            {mode: sum(s.recompute is mode for s in stage.block_strategies()) for mode in Recompute}
-            for stage in self.stages
-        ]
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without anything that differs between two runs."""
         data: dict[str, Any] = {"schema_version": SCHEMA_VERSION}

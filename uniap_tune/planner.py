@@ -56,6 +56,10 @@ class Request:
             fraction = CostModel(self.model, self.cluster, self.job, CAPABILITIES[self.target]).memory_fraction()
         return fraction * self.cluster.device.memory_bytes
 
+    def with_memory_limit(self, limit_bytes: float) -> Request:
+        """The same request with so many bytes of every device usable."""
+        return replace(self, memory_fraction=limit_bytes / self.cluster.device.memory_bytes)
+
     def describe(self) -> dict[str, Any]:
         """JSON-ready inputs and their hash; equal inputs give equal text."""
         inputs: dict[str, Any] = {
@@ -129,7 +133,7 @@ def request_of(found: PlanFile, where: str) -> Request:
     Raises:
         InputError: its inputs are not complete, or were changed by hand to something else.
     """
-    inputs, memory = found.plan.inputs, found.cluster.device.memory_bytes
+    inputs = found.plan.inputs
     try:
         fix, maximum = ([f"{knob}={value}" for knob, value in inputs[name].items()] for name in ("fix", "max"))
         knobs, limit = parse_knobs(fix, maximum, list(inputs["forbid"])), float(inputs["memory_limit_bytes"])
@@ -139,7 +143,7 @@ def request_of(found: PlanFile, where: str) -> Request:
             fix="write the plan again with `uniap-tune plan … -o DIR`",
         ) from None
     usual = Request(model=found.model, cluster=found.cluster, job=found.job, target=found.plan.target, knobs=knobs)
-    return usual if usual.memory_limit_bytes == limit else replace(usual, memory_fraction=limit / memory)
+    return usual if usual.memory_limit_bytes == limit else usual.with_memory_limit(limit)
 
 
 def run(

@@ -79,11 +79,6 @@ class QuickBounds:
         return (terms.total_s / v + terms.links_s + (c - 1 / v) * terms.slowest_s + terms.once_s) * (1 - 1e-12)
 
 
-def quick_bound(pricer: Pricer, pp: int, c: int, family: Family) -> float:
-    """The bound of one family."""
-    return QuickBounds(pricer)(pp, c, family)
-
-
 def _terms(pricer: Pricer, pp: int, c: int, family: Family) -> _Terms:
     """Every layer at its fastest: the sum over stages is at least their sum, and the slowest stage is at least what
     the best balance of identical blocks between an embedding and a head leaves."""

@@ -14,12 +14,10 @@ from uniap_tune.units import format_bytes, format_percent
 
 __all__ = ["FINDINGS", "examine"]
 
-# A bubble above this part of a step is worth a word, as the issue of many published recipes [Empirical].
+# A bubble above this part of a step is worth a word [Empirical].
 LARGE_BUBBLE = 0.10
 # The slowest stage may take this much longer than the average before the split is called uneven [Empirical].
 LARGE_IMBALANCE = 0.08
-# Devices of which so much of the memory is free could hold more activations [Empirical].
-FREE_MEMORY = 0.10
 
 
 @finding(WASTE)

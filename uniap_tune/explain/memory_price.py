@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.explain.summary import NOTABLE, Alternative, compare
 from uniap_tune.formulate import Pricer
+from uniap_tune.frontier.branches import branches, places
 from uniap_tune.frontier.epsilon import EpsilonSearch
-from uniap_tune.frontier.tradeoff import branch_of
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request, attempt, build
 from uniap_tune.problem import Status
-from uniap_tune.quick import QuickBounds
 from uniap_tune.space import Space
 from uniap_tune.units import GIB
 
@@ -40,7 +39,7 @@ class MemoryStep:
     Attributes:
         limit_bytes: bytes of every device that must be usable for it.
         other: the best plan with so much memory.
-        stages: its stages that exceed today's limit.
+        stages: its stages that exceed the limit of the request.
     """
 
     limit_bytes: float
@@ -70,7 +69,7 @@ def memory_price(planning: Planning, deadline: Deadline | None = None) -> Memory
     """What more memory on every device would buy; ``None`` if time runs out."""
     deadline = deadline or Deadline()
     request, plan = planning.request, planning.plan
-    most = with_memory(request, _UNLIMITED * request.memory_limit_bytes)
+    most = request.with_memory_limit(_UNLIMITED * request.memory_limit_bytes)
     free = attempt(most, prices=planning.prices, deadline=deadline)
     if free.result.status is Status.LIMIT:
         return None
@@ -92,7 +91,7 @@ def _following(planning: Planning, unlimited: MemoryStep, deadline: Deadline) ->
     search = _all_problems(planning.space, planning.prices, deadline)
     for _ in range(_TRIALS):
         least = _least_bytes(search, low=low, guess=_MORE * low, cutoff=cutoff)
-        found = attempt(with_memory(request, least + reserved), prices=planning.prices, deadline=deadline)
+        found = attempt(request.with_memory_limit(least + reserved), prices=planning.prices, deadline=deadline)
         if found.result.status is Status.LIMIT:
             raise DeadlineError
         step = _step(found.plan, least + reserved, plan)
@@ -124,29 +123,15 @@ def leanest(request: Request, prices: Pricer, deadline: Deadline | None = None) 
     if search.fastest(most) is None:
         return None
     least = _least_bytes(search, low=low, guess=min(most, max(low, search.least_bytes() * (1 + 1e-9))))
-    found = attempt(with_memory(request, least + reserved), prices=prices, deadline=deadline)
+    found = attempt(request.with_memory_limit(least + reserved), prices=prices, deadline=deadline)
     if not found.plans:
         raise DeadlineError
     return replace(found.plan, memory_limit_bytes=request.memory_limit_bytes)
 
 
-def with_memory(request: Request, limit_bytes: float) -> Request:
-    """The same request with so many bytes of every device usable."""
-    return replace(request, memory_fraction=limit_bytes / request.cluster.device.memory_bytes)
-
-
 def _all_problems(space: Space, prices: Pricer, deadline: Deadline) -> EpsilonSearch:
     free = prices.with_limit(_UNLIMITED * prices.limit_bytes)
-    floors = QuickBounds(free)
-    return EpsilonSearch(
-        [
-            branch_of(free, floors, pp, c, family)
-            for pp in space.pipeline_sizes()
-            for c in space.microbatch_counts()
-            for family in space.families(pp, c)
-        ],
-        deadline=deadline,
-    )
+    return EpsilonSearch(branches(places(space), free), deadline=deadline)
 
 
 def _least_bytes(search: EpsilonSearch, *, low: float, guess: float, cutoff: float = math.inf) -> float:

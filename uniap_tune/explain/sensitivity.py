@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from uniap_tune.deadline import Deadline
 from uniap_tune.errors import InputError
-from uniap_tune.explain.memory_price import with_memory
 from uniap_tune.formulate import Pricer
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request, attempt
@@ -71,7 +70,7 @@ def _changes(planning: Planning) -> Iterator[tuple[str, float, str, Request, Pri
             yield NETWORK, factor, value, replace(request, cluster=replace(cluster, inter=link)), None
     for factor in (0.9, 1.1):
         limit = factor * request.memory_limit_bytes
-        yield MEMORY, factor, format_bytes(limit), with_memory(request, limit), planning.prices
+        yield MEMORY, factor, format_bytes(limit), request.with_memory_limit(limit), planning.prices
     for factor in (0.5, 2.0):
         batch = factor * job.global_batch
         if batch.is_integer():

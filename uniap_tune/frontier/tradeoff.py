@@ -5,24 +5,20 @@ Every point is a full plan of a request of its own, with its peak as the memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from uniap_tune.assemble import assemble
 from uniap_tune.deadline import Deadline, DeadlineError
 from uniap_tune.errors import StoppedError
-from uniap_tune.formulate import Pricer
-from uniap_tune.frontier.epsilon import Branch, EpsilonSearch, Found
+from uniap_tune.frontier.branches import branches, places
+from uniap_tune.frontier.epsilon import EpsilonSearch, Found
 from uniap_tune.frontier.points import Frontier, fastest_point, leanest_point
-from uniap_tune.lean import least_bytes, least_seconds
 from uniap_tune.plan import Plan
 from uniap_tune.planner import Request, assumptions, build, infeasible, validate
-from uniap_tune.problem import Assignment, Problem, Status
-from uniap_tune.quick import QuickBounds
-from uniap_tune.replay import judged_seconds
+from uniap_tune.problem import Status
 from uniap_tune.search import Candidate
-from uniap_tune.space import Family, Space
 from uniap_tune.ties import simplify
 
 _SECONDS_PER_HOUR = 3600.0
@@ -163,10 +159,8 @@ class _MemoryJob:
         validate(request)
         self.request = request
         self.space, self.prices = build(request)
-        self.places = list(_places(self.space))
-        floors = QuickBounds(self.prices)
-        branches = [branch_of(self.prices, floors, *place) for place in self.places]
-        self.search = EpsilonSearch(branches, deadline=deadline)
+        self.places = places(self.space)
+        self.search = EpsilonSearch(branches(self.places, self.prices), deadline=deadline)
 
     def point(self, found: Found) -> Point:
         """The plan of an assignment, as the answer to a request with its peak as the memory limit."""
@@ -175,8 +169,7 @@ class _MemoryJob:
         limited = replace(formulation.problem, memory_limit_bytes=found.peak_bytes)
         assignment = simplify(limited, found.assignment)
         costs = self.prices.costs
-        limit = found.peak_bytes + costs.reserved_bytes()
-        request = replace(self.request, memory_fraction=limit / self.request.cluster.device.memory_bytes)
+        request = self.request.with_memory_limit(found.peak_bytes + costs.reserved_bytes())
         plan = assemble(
             Candidate(pp, c, family, formulation, assignment, found.objective_s),
             graph=self.prices.graph,
@@ -199,46 +192,12 @@ class _MemoryJob:
         return infeasible(self.request, self.space, self.prices)
 
 
-def _places(space: Space) -> Iterator[tuple[int, int, Family]]:
-    for pp in space.pipeline_sizes():
-        for c in space.microbatch_counts():
-            for family in space.families(pp, c):
-                yield pp, c, family
-
-
-def branch_of(prices: Pricer, floors: QuickBounds, pp: int, c: int, family: Family) -> Branch:
-    """The problems of a (pp, c, family): one, or one for each number of leading blocks recomputed."""
-
-    def problem(number: int) -> Problem:
-        return prices.formulate(pp, c, family, leading=number).problem
-
-    def floor(number: int) -> float:
-        return floors.leading(pp, c, family, number) if family.leading else floors(pp, c, family)
-
-    def bound(number: int, limit_bytes: float) -> float:
-        return least_seconds(prices, pp, c, family, number, limit_bytes)
-
-    def least(number: int) -> float:
-        return least_bytes(prices, pp, c, family, number)
-
-    first = last = 0
-    if family.leading:  # recomputing every block is a family of its own
-        v = family.virtual_stages
-        first, last = 1, prices.num_blocks - 1 if v == 1 else prices.num_blocks // (v * pp)
-
-    def judge(number: int, cut: Assignment) -> float:
-        return judged_seconds(prices.formulate(pp, c, family, leading=number), cut)
-
-    is_judged = judge if family.virtual_stages > 1 else None
-    return Branch(problem, floor, bound, least, first=first, last=max(first, last), judge=is_judged)
-
-
 def marked(points: Sequence[Point], size: Callable[[Point], float]) -> tuple[Point, ...]:
     """The points, those marked that another beats in simulated step time and in size."""
-    marked = []
+    judged = []
     for point in points:
         value = (point.plan.step_time_s, size(point))
         rivals = ((other.plan.step_time_s, size(other)) for other in points if other is not point)
         beaten = any(a <= value[0] and b <= value[1] and (a, b) != value for a, b in rivals)
-        marked.append(replace(point, dominated=beaten))
-    return tuple(marked)
+        judged.append(replace(point, dominated=beaten))
+    return tuple(judged)
