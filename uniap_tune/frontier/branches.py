@@ -1,4 +1,4 @@
-"""A space as branches of :mod:`uniap_tune.frontier.epsilon`. Prices alone give the bounds, before any array is built."""
+"""A space as branches of :mod:`uniap_tune.frontier.epsilon`. Their bounds come from prices, before arrays are built."""
 
 from __future__ import annotations
 
