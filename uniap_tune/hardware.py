@@ -19,6 +19,8 @@ from typing import Any
 from uniap_tune.errors import InputError
 from uniap_tune.spec import Device, DType, Link
 
+# FlashAttention-2 and cuDNN's fused attention need Ampere (their release notes).
+_WITHOUT_FUSED_ATTENTION = ("pascal", "volta", "turing")
 _VENDOR_WORDS = re.compile(r"^(nvidia|amd|instinct|tesla|geforce|radeon)-")
 
 
@@ -147,3 +149,8 @@ def _nodes() -> Mapping[str, NodeDefaults]:
         )
         for name, table in _tables()["nodes"].items()
     }
+
+
+def has_fused_attention(device: Device) -> bool:
+    """Whether there are fused attention kernels for a device, so that it need not keep its scores."""
+    return device.generation not in _WITHOUT_FUSED_ATTENTION

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import TYPE_CHECKING
 
 from uniap_tune.commands.inputs import (
@@ -13,7 +11,9 @@ from uniap_tune.commands.inputs import (
     has_flash_attention,
     positive_int,
     precision_from,
+    set_values,
 )
+from uniap_tune.commands.outputs import print_json
 
 if TYPE_CHECKING:
     from uniap_tune.doctor.reading import Given
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     setup = read_setup(args.recipe, _given(args))
     diagnosis = diagnose(setup, memory_fraction=args.memory_fraction, shown=args.top)
     if args.json:
-        sys.stdout.write(json.dumps(document(diagnosis), indent=2, allow_nan=False) + "\n")
+        print_json(document(diagnosis))
     else:
         from uniap_tune.report.doctor import print_diagnosis
 
@@ -93,14 +93,9 @@ def _given(args: argparse.Namespace) -> Given:
     from uniap_tune.adapters.cluster import read_cluster
     from uniap_tune.adapters.registry import read_model
     from uniap_tune.doctor.reading import Given
-    from uniap_tune.errors import InputError
     from uniap_tune.spec import OptimizerName, Precision
     from uniap_tune.strategy import Target
 
-    pairs = [text.partition("=") for text in args.set]
-    for name, equals, _ in pairs:
-        if not equals or not (name.isidentifier() or name.isdecimal()):
-            raise InputError(f"--set {name}: not of the form NAME=VALUE", fix="e.g. --set tp=8")
     cluster = read_cluster(args.cluster) if args.cluster else None
     return Given(
         cluster=cluster,
@@ -111,7 +106,7 @@ def _given(args: argparse.Namespace) -> Given:
         optimizer=OptimizerName(args.optimizer),
         flash_attention=cluster is None or has_flash_attention(args, cluster),
         target=Target(args.target),
-        pairs={name: value for name, _, value in pairs},
+        pairs=set_values(args.set, example="tp=8"),
         overrides=args.override,
         execute=args.execute,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniap_tune.commands.inputs import add_job_arguments, request_from, seconds
+from uniap_tune.commands.outputs import print_infeasible, print_json
 
 if TYPE_CHECKING:
     from uniap_tune.planner import Planning, Request
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     from uniap_tune.deadline import Deadline
     from uniap_tune.errors import InfeasibleError
     from uniap_tune.explain.explanation import explain
-    from uniap_tune.plan import SCHEMA_VERSION
 
     progress = _progress()
     try:
@@ -57,19 +57,14 @@ def run(args: argparse.Namespace) -> int:
         explanation = explain(request, why_not=questions, deadline=deadline, notify=progress)
     except InfeasibleError as error:
         if args.json:
-            document = {
-                "schema_version": SCHEMA_VERSION,
-                "status": "infeasible",
-                "relaxations": list(error.relaxations),
-            }
-            _print_json(document)
+            print_infeasible(error)
         raise
     finally:
         progress("")
     if written is not None:
         _compare(written, explanation.planning)
     if args.json:
-        _print_json(explanation.to_dict())
+        print_json(explanation.to_dict())
     else:
         from uniap_tune.report.explain import print_explanation
 
@@ -154,7 +149,3 @@ def _progress() -> Callable[[str], None]:
             sys.stderr.flush()
 
     return show
-
-
-def _print_json(document: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

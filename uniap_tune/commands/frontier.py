@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -17,6 +16,7 @@ from uniap_tune.commands.inputs import (
     request_from,
     seconds,
 )
+from uniap_tune.commands.outputs import print_infeasible, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         found = _find(args, request)
     except InfeasibleError as error:
         if args.json:
-            _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
+            print_infeasible(error)
         raise
     finally:
         if sys.stderr.isatty():
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     _write(args, found)
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
-        _print_json({**_document(found, args.price_per_device_hour), "solver": spent})
+        print_json({**_document(found, args.price_per_device_hour), "solver": spent})
     else:
         from uniap_tune.report.frontier import print_tradeoff
 
@@ -236,10 +236,6 @@ def _document(found: Tradeoff, price: float | None) -> dict[str, Any]:
         "points": points,
         "left_out": [{"devices": count, "why": why} for count, why in found.left_out],
     }
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _several(text: str) -> int:

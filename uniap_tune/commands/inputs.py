@@ -7,15 +7,13 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uniap_tune.planner import Request
     from uniap_tune.spec import Cluster, Precision
 
 _TARGETS = ("megatron", "deepspeed", "any")
-# FlashAttention-2 and cuDNN's fused attention need Ampere (their release notes); before it scores are materialized.
-_WITHOUT_FUSED_ATTENTION = ("pascal", "volta", "turing")
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4")
-
-
 _MODEL = "a config.json, its folder, or the name of a shipped model"
 
 
@@ -107,7 +105,26 @@ def precision_from(args: argparse.Namespace, cluster: Cluster) -> Precision:
 
 def has_flash_attention(args: argparse.Namespace, cluster: Cluster) -> bool:
     """Whether attention is fused: the device can, and it is not switched off."""
-    return not args.no_flash_attention and cluster.device.generation not in _WITHOUT_FUSED_ATTENTION
+    from uniap_tune.hardware import has_fused_attention
+
+    return not args.no_flash_attention and has_fused_attention(cluster.device)
+
+
+def set_values(texts: Sequence[str], *, example: str) -> dict[str, str]:
+    """The values of ``--set NAME=VALUE`` by name.
+
+    Raises:
+        InputError: one has another form; ``example`` shows the form.
+    """
+    from uniap_tune.errors import InputError
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not (name.isidentifier() or name.isdecimal()):
+            raise InputError(f"--set {name}: not of the form NAME=VALUE", fix=f"e.g. --set {example}")
+        found[name] = value
+    return found
 
 
 def positive_int(text: str) -> int:

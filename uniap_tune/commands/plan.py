@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniap_tune.commands.inputs import add_job_arguments, add_megatron_version, positive_int, request_from, seconds
+from uniap_tune.commands.outputs import print_infeasible, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         certificate = certify(planning) if args.certify else None
     except InfeasibleError as error:
         if args.json:
-            _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
+            print_infeasible(error)
         raise
     if args.output is not None:
         if request.target == "deepspeed" and not args.no_check:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     spent = {"cpu_s": time.process_time() - started[1], "wall_s": time.perf_counter() - started[0]}
     if args.json:
         document = _document(planning, prices, spent, args.top)
-        _print_json(document if certificate is None else {**document, "certificate": certificate})
+        print_json(document if certificate is None else {**document, "certificate": certificate})
     else:
         from uniap_tune.report.plan import print_planning
 
@@ -205,7 +205,3 @@ def _document(planning: Planning, prices: dict[str, float | None], spent: dict[s
         **spent,
     }
     return document
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

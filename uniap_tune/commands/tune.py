@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniap_tune.commands.inputs import add_megatron_version, fraction, seconds
+from uniap_tune.commands.inputs import add_megatron_version, fraction, seconds, set_values
+from uniap_tune.commands.outputs import print_infeasible, print_json
 
 if TYPE_CHECKING:
     from uniap_tune.planner import Request
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         tuning = tune(recipe, request, deadline=Deadline.after(args.time_limit), version=args.megatron_version)
     except InfeasibleError as error:
         if args.json:
-            _print_json({"schema_version": 1, "status": "infeasible", "relaxations": list(error.relaxations)})
+            print_infeasible(error)
         raise
     if args.check:
         return _report_drift(args, recipe, tuning.changes, [])
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         _write(args, files)
     if args.json:
-        _print_json(_document(tuning, difference, _notes(tuning, args.megatron_version)))
+        print_json(_document(tuning, difference, _notes(tuning, args.megatron_version)))
     else:
         _print_tuning(tuning, difference, _notes(tuning, args.megatron_version))
         if args.output is not None:
@@ -88,17 +89,11 @@ def run(args: argparse.Namespace) -> int:
 def _inputs(args: argparse.Namespace) -> tuple[Recipe, Request]:
     from uniap_tune.adapters.cluster import read_cluster
     from uniap_tune.adapters.recipes import ReadOptions, read_recipe
-    from uniap_tune.errors import InputError
     from uniap_tune.planner import Request
     from uniap_tune.space import parse_knobs
 
-    pairs = [text.partition("=") for text in args.set]
-    for name, equals, _ in pairs:
-        if not equals or not (name.isidentifier() or name.isdecimal()):
-            raise InputError(f"--set {name}: not of the form NAME=VALUE", fix="e.g. --set NNODES=8")
-    options = ReadOptions(
-        given={name: value for name, _, value in pairs}, overrides=args.override, execute=args.execute
-    )
+    given = set_values(args.set, example="NNODES=8")
+    options = ReadOptions(given=given, overrides=args.override, execute=args.execute)
     recipe = read_recipe(args.recipe, options)
     request = Request(
         model=recipe.model,
@@ -147,7 +142,7 @@ def _report_drift(args: argparse.Namespace, recipe: Recipe, changes: Changes | N
 
     lines = [*stale, *(_change_lines(recipe, changes) if changes is not None else [])]
     if args.json:
-        _print_json({"schema_version": 1, "status": "drift" if lines else "ok", "drift": lines})
+        print_json({"schema_version": 1, "status": "drift" if lines else "ok", "drift": lines})
     else:
         sys.stdout.write("\n".join(lines or [f"{recipe.name}: as planned"]) + "\n")
     return int(ExitCode.DRIFT if lines else ExitCode.OK)
@@ -308,7 +303,3 @@ def _configuration_dict(configuration: Configuration | None) -> dict[str, Any]:
         "room_bytes": list(configuration.room_bytes),
         **{key: prediction[key] for key in keys},
     }
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

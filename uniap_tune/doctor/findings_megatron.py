@@ -8,13 +8,12 @@ from uniap_tune.cost.parts import ACTIVATIONS, DP_COMM, TP_COMM
 from uniap_tune.doctor.finding import OVERLAP, RISK, WASTE, Advice, Case, megatron_finding
 from uniap_tune.doctor.megatron import MegatronSetup
 from uniap_tune.doctor.moves import sharded
+from uniap_tune.hardware import has_fused_attention
 from uniap_tune.spec import DType
 from uniap_tune.units import format_bytes, format_percent
 
 # Communication above this part of a step is worth hiding [Empirical].
 _NOTABLE = 0.05
-# GPU generations whose fused attention Megatron can use (FlashAttention-2 and cuDNN need Ampere, their release notes).
-_WITHOUT_FUSED_ATTENTION = ("pascal", "volta", "turing")
 
 
 def _share(case: Case, part: str) -> float:
@@ -120,8 +119,7 @@ def selective_recompute_with_fused_attention(_case: Case, setup: MegatronSetup) 
 def attention_not_fused(_case: Case, setup: MegatronSetup) -> Advice | None:
     """Attention writes its scores to memory although the device has fused kernels."""
     job, facts = setup.job, setup.facts
-    has_kernels = setup.cluster.device.generation not in _WITHOUT_FUSED_ATTENTION
-    if job.flash_attention or not has_kernels or job.precision.compute is DType.FP32:
+    if job.flash_attention or not has_fused_attention(setup.cluster.device) or job.precision.compute is DType.FP32:
         return None
     if facts.text("transformer-impl") == "local":
         values: dict[str, str | bool | None] = {"use-flash-attn": True}
