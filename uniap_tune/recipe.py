@@ -127,6 +127,14 @@ class Recipe:
         """Whether the format's engine overlaps data-parallel communication unasked."""
         return "overlap-grad-reduce" in self.unsayable
 
+    def notes_on(self, cluster: Cluster) -> tuple[str, ...]:
+        """Its notes, and for which other cluster than this one it was written."""
+        nodes, devices = cluster.num_nodes, cluster.devices_per_node
+        written = (self.hints.num_nodes or nodes, self.hints.devices_per_node or devices)
+        if written == (nodes, devices):
+            return self.notes
+        return (*self.notes, f"the recipe was written for {written[0]} nodes with {written[1]} devices each")
+
     def facts(self, cluster: Cluster) -> MegatronFacts:
         """Its arguments as what the rules look at."""
         values = {name: argument.value for name, argument in self.arguments.items()}

@@ -237,11 +237,7 @@ def _notes(tuning: Tuning, version: str) -> list[str]:
     """What was assumed, for which other cluster the recipe was written, and what Megatron-LM does not know of it."""
     from uniap_tune.tuning import unknown_arguments
 
-    hints, cluster = tuning.recipe.hints, tuning.request.cluster
-    written = (hints.num_nodes or cluster.num_nodes, hints.devices_per_node or cluster.devices_per_node)
-    notes = list(tuning.recipe.notes)
-    if written != (cluster.num_nodes, cluster.devices_per_node):
-        notes.append(f"the recipe was written for {written[0]} nodes with {written[1]} devices each")
+    notes = list(tuning.recipe.notes_on(tuning.request.cluster))
     unknown = unknown_arguments(tuning.recipe, version)
     if unknown:
         notes.append(f"Megatron-LM {version} does not know {', '.join(unknown)}: kept as they are")

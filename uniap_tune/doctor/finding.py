@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from uniap_tune.breakdown import Breakdown
 from uniap_tune.doctor.deepspeed import DeepSpeedSetup
@@ -108,12 +109,14 @@ class Finding:
     lost_bytes: float | None = None
 
 
+_Own = TypeVar("_Own", MegatronSetup, DeepSpeedSetup)
 Check = Callable[[Case], Advice | None]
+EngineCheck = Callable[[Case, _Own], Advice | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A registered check."""
+    """A registered check. ``engine``: whose setups it looks at, or ``any``; ``meaning``: what it looks for."""
 
     name: str
     kind: str
@@ -135,31 +138,22 @@ def finding(kind: str) -> Callable[[Check], Check]:
     return register
 
 
-def megatron_finding(
-    kind: str,
-) -> Callable[[Callable[[Case, MegatronSetup], Advice | None]], Callable[[Case, MegatronSetup], Advice | None]]:
+def megatron_finding(kind: str) -> Callable[[EngineCheck[MegatronSetup]], EngineCheck[MegatronSetup]]:
     """Registers a check for Megatron's arguments."""
-
-    def register(check: Callable[[Case, MegatronSetup], Advice | None]) -> Callable[..., Advice | None]:
-        def only(case: Case) -> Advice | None:
-            return check(case, case.setup) if isinstance(case.setup, MegatronSetup) else None
-
-        FINDINGS.append(Known(check.__name__, kind, "Megatron", (check.__doc__ or "").strip(), only))
-        return check
-
-    return register
+    return _of_engine(MegatronSetup, "Megatron", kind)
 
 
-def deepspeed_finding(
-    kind: str,
-) -> Callable[[Callable[[Case, DeepSpeedSetup], Advice | None]], Callable[[Case, DeepSpeedSetup], Advice | None]]:
+def deepspeed_finding(kind: str) -> Callable[[EngineCheck[DeepSpeedSetup]], EngineCheck[DeepSpeedSetup]]:
     """Registers a check for a DeepSpeed JSON."""
+    return _of_engine(DeepSpeedSetup, "DeepSpeed", kind)
 
-    def register(check: Callable[[Case, DeepSpeedSetup], Advice | None]) -> Callable[..., Advice | None]:
+
+def _of_engine(own: type[_Own], engine: str, kind: str) -> Callable[[EngineCheck[_Own]], EngineCheck[_Own]]:
+    def register(check: EngineCheck[_Own]) -> EngineCheck[_Own]:
         def only(case: Case) -> Advice | None:
-            return check(case, case.setup) if isinstance(case.setup, DeepSpeedSetup) else None
+            return check(case, case.setup) if isinstance(case.setup, own) else None
 
-        FINDINGS.append(Known(check.__name__, kind, "DeepSpeed", (check.__doc__ or "").strip(), only))
+        FINDINGS.append(Known(check.__name__, kind, engine, (check.__doc__ or "").strip(), only))
         return check
 
     return register

@@ -57,11 +57,7 @@ class MegatronSetup:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed, and for which other cluster it was written."""
-        hints, cluster = self.recipe.hints, self.cluster
-        written = (hints.num_nodes or cluster.num_nodes, hints.devices_per_node or cluster.devices_per_node)
-        if written == (cluster.num_nodes, cluster.devices_per_node):
-            return self.recipe.notes
-        return (*self.recipe.notes, f"the recipe was written for {written[0]} nodes with {written[1]} devices each")
+        return self.recipe.notes_on(self.cluster)
 
     @property
     def broken(self) -> tuple[tuple[str, str], ...]:
@@ -85,7 +81,7 @@ class MegatronSetup:
         facts = self.facts
         found = {
             "pp": str(facts.pp), "tp": str(facts.tp), "cp": str(facts.cp), "dp": str(facts.dp), "ep": str(facts.ep),
-            "etp": str(facts.etp), "vpp": _virtual(facts), "zero": str(facts.zero),
+            "etp": str(facts.etp), "vpp": str(virtual_of(facts) or "?"), "zero": str(facts.zero),
             "micro-batch": str(facts.micro_batch), "micro-batches": str(facts.microbatches),
         }  # fmt: skip
         if facts.tp > 1:
@@ -138,11 +134,20 @@ def _argument(name: str, value: str | bool) -> Argument:
     return Argument(name, () if value is True else (str(value),), "")
 
 
-def _virtual(facts: MegatronFacts) -> str:
+def virtual_of(facts: MegatronFacts) -> int | None:
+    """Chunks of a stage; ``None`` where the layout is broken, which a rule says."""
     try:
-        return str(facts.virtual)
-    except ValueError:  # a layout that is broken, which a rule says
-        return "?"
+        return facts.virtual
+    except ValueError:
+        return None
+
+
+def chunks_of(facts: MegatronFacts) -> tuple[int, ...]:
+    """Layers of each chunk; empty where the arguments are at odds, which a rule says."""
+    try:
+        return facts.chunks
+    except ValueError:
+        return ()
 
 
 def _recompute(facts: MegatronFacts) -> str:
@@ -154,10 +159,9 @@ def _recompute(facts: MegatronFacts) -> str:
 
 
 def _split(facts: MegatronFacts) -> str:
-    """Blocks of each chunk, ``4 x 8`` where they are equal."""
-    try:
-        chunks = facts.chunks
-    except ValueError:  # a split that is broken, which a rule says
+    """Blocks of each chunk: ``4-5-5-4``, ``4 x 8`` where they are equal, ``?`` where they are not known."""
+    chunks = chunks_of(facts)
+    if not chunks:
         return "?"
     if len(set(chunks)) == 1:
         return f"{len(chunks)} x {chunks[0]}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from uniap_tune.doctor.megatron import MegatronSetup, Values
+from uniap_tune.doctor.megatron import MegatronSetup, Values, chunks_of, virtual_of
 from uniap_tune.doctor.setup import Option
-from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.space import divisors
 
@@ -50,22 +49,6 @@ def moves(setup: MegatronSetup) -> Iterator[Option]:
     yield from virtual_stages(setup)
     yield from balanced(setup)
     yield from experts(setup)
-
-
-def chunks_of(facts: MegatronFacts) -> tuple[int, ...]:
-    """Layers of each chunk; empty where the arguments are at odds, which a rule says."""
-    try:
-        return facts.chunks
-    except ValueError:
-        return ()
-
-
-def virtual_of(facts: MegatronFacts) -> int:
-    """Chunks of a stage; 1 where the layout is broken, which a rule says."""
-    try:
-        return facts.virtual
-    except ValueError:
-        return 1
 
 
 def _without(names: Sequence[str]) -> dict[str, str | bool | None]:
@@ -120,7 +103,7 @@ def resplit(setup: MegatronSetup, pp: int) -> Values:
         inner = [*range(1, pp - 1), 0, pp - 1]
         counts = [share + (stage in inner[:over]) for stage in range(pp)]
         return values | _layout(counts, setup.model.mtp_layers)
-    virtual = virtual_of(facts)
+    virtual = virtual_of(facts) or 1
     if virtual > 1 and pp > 1 and share % virtual == 0:
         by_size = bool(facts.optional(_CHUNK_SIZE))
         values |= {_CHUNK_SIZE: str(share // virtual)} if by_size else {_CHUNKS: str(virtual)}
@@ -209,7 +192,7 @@ def virtual_stages(setup: MegatronSetup) -> Iterator[Option]:
     if facts.pp == 1 or over or any(name in facts.arguments for name in _SPLIT):
         return
     for chunks in divisors(share):
-        if chunks != virtual_of(facts) and chunks <= _MOST_CHUNKS:
+        if chunks != (virtual_of(facts) or 1) and chunks <= _MOST_CHUNKS:
             values = _without((_CHUNK_SIZE, _CHUNKS))
             yield setup.changed("vpp", values | ({_CHUNKS: str(chunks)} if chunks > 1 else {}))
 
@@ -218,7 +201,7 @@ def balanced(setup: MegatronSetup) -> Iterator[Option]:
     """Layers moved off the first and the last stage, which also have the embedding and the head."""
     facts = setup.facts
     pp, layers = facts.pp, facts.num_layers
-    if pp == 1 or virtual_of(facts) > 1:
+    if pp == 1 or (virtual_of(facts) or 1) > 1:
         return
     for first in range(_MOST_LAYERS_MOVED + 1):
         for last in range(_MOST_LAYERS_MOVED + 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from uniap_tune.adapters.documents import printable
 from uniap_tune.adapters.plan_json import is_plan, plan_file
 from uniap_tune.adapters.recipes import ReadOptions, read_recipe
 from uniap_tune.adapters.settings import (
+    Settings,
     data_parallel,
     deepspeed_values,
     parse_settings,
@@ -113,8 +114,6 @@ def _from_settings(given: Given) -> Setup:
         return MegatronSetup(recipe=settings_recipe(model, cluster, job, settings), cluster=cluster)
     require_supported(model, job, Target.DEEPSPEED)
     data_parallel(settings, cluster)
-    if settings.recompute not in ("none", "full"):
-        raise InputError(f"--set recompute={settings.recompute}: DeepSpeed checkpoints all layers or none", fix="full")
     return DeepSpeedSetup(
         name="settings",
         format=_SETTINGS,
@@ -124,8 +123,20 @@ def _from_settings(given: Given) -> Setup:
         values=deepspeed_values(settings, job),
         micro_batch=settings.count("mbs"),
         pp=settings.count("pp"),
-        recompute=settings.recompute == "full",
+        recompute=_checkpoints(settings),
     )
+
+
+def _checkpoints(settings: Settings) -> bool:
+    """Whether every layer is recomputed.
+
+    Raises:
+        InputError: only some of them are, which DeepSpeed does not do.
+    """
+    mode = settings.recompute
+    if mode not in ("none", "full"):
+        raise InputError(f"--set recompute={mode}: DeepSpeed checkpoints all layers or none", fix="give none or full")
+    return mode == "full"
 
 
 def _from_plan(values: Mapping[str, Any], where: str, given: Given) -> Setup:
@@ -176,20 +187,10 @@ def _from_json(values: Mapping[str, Any], path: Path, where: str, given: Given) 
     cluster = _required(given.cluster, "--cluster")
     settings = parse_settings(given.pairs)
     pp, parts, recompute, notes = _pipeline(values, path, where, given)
-    devices = cluster.num_devices // pp
-    batch = given.global_batch or ds_json.global_batch(values, where, devices)
-    micro = ds_json.whole(values, ds_json.BATCH_KEYS[1], where) or settings.counts.get("mbs")
-    steps = ds_json.whole(values, ds_json.BATCH_KEYS[2], where)
-    dp = max(1, devices // tensor_size(values))
-    if micro is None and batch is not None:
-        micro = max(1, batch // ((steps or 1) * dp))
-    if batch is None and micro is not None:
-        batch = micro * (steps or 1) * dp
+    batch, micro = _batch(values, where, given, cluster.num_devices // pp, settings.counts.get("mbs"))
     job = _job(given, batch)
-    if settings.recompute not in ("none", "full"):
-        raise InputError(f"--set recompute={settings.recompute}: DeepSpeed checkpoints all layers or none", fix="full")
     if "recompute" in given.pairs:
-        recompute = settings.recompute == "full"
+        recompute = _checkpoints(settings)
     elif pp == 1:
         notes.append("activation checkpointing is in the script: taken as off; --set recompute=full if it is on")
     return DeepSpeedSetup(
@@ -197,20 +198,40 @@ def _from_json(values: Mapping[str, Any], path: Path, where: str, given: Given) 
         format=_JSON,
         model=model,
         cluster=cluster,
-        job=Job(
-            global_batch=job.global_batch,
-            seq_length=job.seq_length,
+        job=replace(
+            job,
             precision=ds_json.precision(values, where) or given.precision,
             optimizer=ds_json.optimizer(values, where),
-            flash_attention=given.flash_attention,
         ),
         values=values,
-        micro_batch=micro or 1,
+        micro_batch=micro,
         pp=pp,
         parts=parts,
         recompute=recompute,
         notes=tuple(notes),
     )
+
+
+def _batch(
+    values: Mapping[str, Any], where: str, given: Given, devices: int, micro_batch: int | None
+) -> tuple[int | None, int]:
+    """Samples of a step (``None``: not known) and of a micro-batch; what is not said follows from the rest.
+
+    Args:
+        values, where: the JSON and its name.
+        given: what was said besides.
+        devices: those of a stage.
+        micro_batch: the one set beside the JSON.
+    """
+    batch = given.global_batch or ds_json.global_batch(values, where, devices)
+    micro = ds_json.whole(values, ds_json.BATCH_KEYS[1], where) or micro_batch
+    steps = ds_json.whole(values, ds_json.BATCH_KEYS[2], where) or 1
+    dp = max(1, devices // tensor_size(values))
+    if micro is None:
+        micro = max(1, batch // (steps * dp)) if batch is not None else 1
+    elif batch is None:
+        batch = micro * steps * dp
+    return batch, micro
 
 
 def _pipeline(
