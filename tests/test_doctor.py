@@ -214,8 +214,8 @@ def test_every_recipe_format_is_diagnosed(name: str) -> None:
     setup = recipe(name, "8x8:h100")
     found = diagnose(setup)
     assert found.fits is not None or found.broken
-    if found.fits is not None:
-        check_changes(setup, found) if found.nearest is None else None
+    if found.fits is not None and found.nearest is None:
+        check_changes(setup, found)
 
 
 def test_settings_are_priced_as_the_plan_that_has_them(tmp_path: Path) -> None:

@@ -16,18 +16,24 @@ _LABEL = 13
 _MOST_STAGES = 16
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that has seen enough is the command line's to deal with; rich would end with exit code 1."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output, at most 80 columns wide, without markup or automatic highlighting."""
-    found = Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+    found = _Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
     found.width = min(found.width, WIDTH)
     return found
 
 
-def print_sentence(out: Console, label: str, text: str) -> None:
+def print_sentence(out: Console, label: str, text: str, *, label_width: int = _LABEL, indent: int = 0) -> None:
     """A label, and beside it the lines of a text."""
-    for number, line in enumerate(wrap(text, WIDTH - _LABEL)):
+    for number, line in enumerate(wrap(text, out.width - label_width - indent)):
         head = label if number == 0 else ""
-        out.print(Text(head.ljust(_LABEL), style="bold") + Text(line))
+        out.print(Text(head.ljust(label_width), style="bold") + Text(" " * indent + line))
 
 
 def stage_numbers(count: int) -> list[int | None]:

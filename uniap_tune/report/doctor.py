@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +15,11 @@ from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARA
 from uniap_tune.doctor.diagnosis import Diagnosis, Improvement
 from uniap_tune.doctor.finding import Finding
 from uniap_tune.doctor.setup import shown_settings
-from uniap_tune.report.console import console
+from uniap_tune.report.console import console, print_sentence
 from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
 
 _MOST_STAGES = 10
+_LABEL = 15
 _COLUMNS = {
     PARAMETERS: "params",
     GRADIENTS: "grads",
@@ -163,7 +163,7 @@ def _changes(out: Console, diagnosis: Diagnosis) -> None:
     for number, change in enumerate(diagnosis.improvements, start=1):
         _row(out, label if number == 1 else "", f"{number}. {_change_text(change, diagnosis)}")
         for edit in change.edits:
-            _row(out, "", Padding(edit, (0, 0, 0, 3)))
+            _row(out, "", edit, indent=3)
     if diagnosis.improvements:
         return
     if diagnosis.fits:
@@ -191,9 +191,5 @@ def _labelled(label: str, items: Sequence[_T]) -> Iterator[tuple[str, _T]]:
         yield label if number == 0 else "", item
 
 
-def _row(out: Console, label: str, text: str | Padding) -> None:
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(width=14, style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(label, text)
-    out.print(table)
+def _row(out: Console, label: str, text: str, *, indent: int = 0) -> None:
+    print_sentence(out, label, text, label_width=_LABEL, indent=indent)

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from itertools import groupby
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from uniap_tune.explain.summary import recompute_text
 from uniap_tune.frontier.tradeoff import Axis, Goal, Point, Tradeoff
 from uniap_tune.plan import Plan
 from uniap_tune.report.chart import Figure, Mark, text_plot
-from uniap_tune.report.console import console
+from uniap_tune.report.console import console, print_sentence
 from uniap_tune.spec import Recompute
 from uniap_tune.units import GIB, format_count, format_percent, format_seconds
 
@@ -42,7 +41,7 @@ def print_tradeoff(found: Tradeoff, *, price: float | None, next_command: str) -
     out.print()
     advice = _on_memory(found) if found.axis is Axis.MEMORY else _on_devices(found, price)
     for label, text in [*advice, *_always(found), ("Next", next_command)]:
-        _sentence(out, label, text)
+        print_sentence(out, label, text)
 
 
 def numbered(found: Tradeoff) -> list[tuple[str, Point]]:
@@ -245,10 +244,8 @@ def _always(found: Tradeoff) -> Iterator[tuple[str, str]]:
         yield "Marked x", f"pass over: another point has a step no longer with no more {other}"
     if found.axis is Axis.MEMORY and found.goal is None:
         many = len(found.points)
-        yield (
-            "All",
-            f"these {many} are all there are" if found.complete else "there may be more; --all finds every point",
-        )
+        all_of_them = "there is no other" if many == 1 else f"these {many} are all there are"
+        yield "All", all_of_them if found.complete else "there may be more; --all finds every point"
     if found.stopped:
         yield "Stopped", "before everything asked for was found; what is shown is right"
     yield "Proof", _proof(found.axis)
@@ -261,14 +258,6 @@ def _proof(axis: Axis) -> str:
             "The times compared are TPI, the solver's closed form; those shown are simulated"
         )
     return "for each number of devices: no plan has a lower TPI, the solver's closed form. Steps shown are simulated"
-
-
-def _sentence(out: Console, label: str, text: str) -> None:
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(width=12, style="bold")
-    table.add_column(overflow="fold")
-    table.add_row(label, text)
-    out.print(table)
 
 
 # -- for machines ----------------------------------------------------------------------------------------------------
