@@ -10,6 +10,7 @@ from typing import Any
 
 from uniap_tune.cost.runtime import CORE_ATTENTION, RECOMPUTE_MODULES, Runtime
 from uniap_tune.errors import InputError
+from uniap_tune.megatron.facts import ZERO_OF_SHARDING
 from uniap_tune.spec import DType, Job, Mla, Model, Moe, Norm, OptimizerName, Position, Precision, QkNorm, Recompute
 from uniap_tune.strategy import Strategy
 
@@ -19,7 +20,6 @@ from .record_model import family_of
 # Vocabulary of the tokenizers Megatron-LM knows, before padding (megatron/training/tokenizer).
 _VOCABULARIES = {"gptsentencepiecetokenizer": 256000, "llama2tokenizer": 32000, "bertwordpiececase": 28996}
 _GPT2_VOCABULARY = 50257
-_SHARDING = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
 _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # bytes of an optimizer state
 _MOST_LAYERS = 10_000
 _FREQUENCY = re.compile(r"\[([01])\](?:\*(\d{1,5}))?")
@@ -165,7 +165,7 @@ def read_strategy(args: Fields, tp: int, cp: int, dp: int) -> Strategy:
     ep = count(args, "expert-model-parallel-size") or 1
     zero = 1 if flag(args, "use-distributed-optimizer") else 0
     if flag(args, "use-megatron-fsdp"):
-        zero = _SHARDING.get(text(args, "data-parallel-sharding-strategy"), 3)
+        zero = ZERO_OF_SHARDING.get(text(args, "data-parallel-sharding-strategy"), 3)
     granularity = text(args, "recompute-granularity")
     recompute = {"full": Recompute.FULL, "selective": Recompute.SELECTIVE}.get(granularity, Recompute.NONE)
     return Strategy(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uniap_tune.errors import InputError
+from uniap_tune.megatron.facts import SHARDING_OF_ZERO
 from uniap_tune.recipe import Recipe
 from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron import megatron_launch
@@ -195,8 +196,7 @@ def _sharding(settings: Settings, *, overlap: bool) -> dict[str, Any]:
         if overlap:
             arguments["--overlap-param-gather"] = True
     if settings.zero > 1:
-        strategy = "optim_grads" if settings.zero == 2 else "optim_grads_params"
-        arguments |= {"--use-megatron-fsdp": True, "--data-parallel-sharding-strategy": strategy}
+        arguments |= {"--use-megatron-fsdp": True, "--data-parallel-sharding-strategy": SHARDING_OF_ZERO[settings.zero]}
         arguments |= {"--ckpt-format": "fsdp_dtensor", "--no-gradient-accumulation-fusion": True}
     return arguments
 

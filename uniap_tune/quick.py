@@ -14,6 +14,8 @@ from uniap_tune.strategy import Strategy
 
 # A quotient may miss a whole number by rounding.
 _ROUNDING = 1e-9
+# Sums in another order differ in the last digits; a bound stays below them.
+_BELOW = 1 - 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class QuickBounds:
             return floor
         terms, v = self._find(pp, c, family), family.virtual_stages
         if v > 1:
-            return floor + terms.again_s * count * (pp + c * v - 1) * (1 - 1e-12)
+            return floor + terms.again_s * count * (pp + c * v - 1) * _BELOW
         blocks = self._pricer.num_blocks
         held = 0
         if terms.longest_s > 0:
@@ -60,7 +62,7 @@ class QuickBounds:
         slowest = terms.slowest_s + terms.again_s * min(held if pp > 1 else blocks, count)
         slowest = max(slowest, (count + 1) * terms.shortest_s + count * terms.again_s)
         more = (c - 1) * (slowest - terms.slowest_s) + terms.again_s * min(blocks, count)
-        return floor + more * (1 - 1e-12)
+        return floor + more * _BELOW
 
     def _find(self, pp: int, c: int, family: Family) -> _Terms:
         key = (pp, c, family.blocks)
@@ -76,7 +78,7 @@ class QuickBounds:
         if terms.largest_layer > limit or terms.leanest_states > pp * limit:
             return math.inf
         v = family.virtual_stages
-        return (terms.total_s / v + terms.links_s + (c - 1 / v) * terms.slowest_s + terms.once_s) * (1 - 1e-12)
+        return (terms.total_s / v + terms.links_s + (c - 1 / v) * terms.slowest_s + terms.once_s) * _BELOW
 
 
 def _terms(pricer: Pricer, pp: int, c: int, family: Family) -> _Terms:
@@ -120,7 +122,7 @@ def _slowest_stage(fastest: dict[LayerType, float], counts: Counter[LayerType], 
     least = max(total / pp, block, first, last)
 
     def holds(slowest: float) -> bool:
-        room = slowest * (1 + 1e-12)
+        room = slowest / _BELOW
         places = (room - first) // block + (room - last) // block + (pp - 2) * (room // block)
         return places >= blocks
 

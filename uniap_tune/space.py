@@ -22,7 +22,7 @@ KNOBS = ("pp", "vpp", "tp", "cp", "dp", "ep", "etp", "zero", "recompute", "mbs",
 # are more devices than samples. Below it the cost model sees gains of at most 3%, less than it is worth in trust: no
 # record of it at such lengths confirms them [Empirical]. The per-layer space of the paper has none: with it the layouts
 # of a layer multiply, so it is left out there unless asked for.
-_LONG_SEQUENCE = 8192
+LONG_SEQUENCE = 8192
 _MAX_CP = 8
 # Virtual stages tried unless asked for: no published recipe has more [Empirical].
 _MAX_VPP = 12
@@ -241,7 +241,7 @@ class Space:
             return self.knobs.allows("cp", 1)
         job = self.job
         asked = "cp" in self.knobs.fix or "cp" in self.knobs.maximum
-        long = job.seq_length >= _LONG_SEQUENCE or self.cluster.num_devices > job.global_batch
+        long = job.seq_length >= LONG_SEQUENCE or self.cluster.num_devices > job.global_batch
         wanted = asked or (self.capabilities.uniform and long and cp <= _MAX_CP)
         return (
             wanted

@@ -220,6 +220,7 @@ class DeepSpeedSetup:
         return self._edited("offload", {f"zero_optimization.{key}": None for key in self.offloads})
 
     def with_tensor(self, tp: int) -> Option:
+        """The option of another tensor-parallel degree; the accumulation follows."""
         samples = self.job.global_batch // max(1, self.cluster.num_devices // tp)
         changes: dict[str, Any] = {"tensor_parallel.autotp_size": tp, _STEPS: max(1, samples // self.micro_batch)}
         if tp > 1:  # DeepSpeed compares it as if tensor-parallel ranks read different samples

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from uniap_tune.doctor.megatron import MegatronSetup, Values, chunks_of, virtual_of
 from uniap_tune.doctor.setup import Option
+from uniap_tune.megatron.facts import SHARDING_OF_ZERO
 from uniap_tune.render.layout import pipeline_arguments
-from uniap_tune.space import divisors
+from uniap_tune.space import LONG_SEQUENCE, divisors
 
 # Degrees by their short names; the data-parallel degree is what they leave.
 _DEGREES = {
@@ -30,12 +31,9 @@ _RECOMPUTE = (
 )  # fmt: skip
 _FSDP = ("use-megatron-fsdp", "use-custom-fsdp", "use-torch-fsdp2", "data-parallel-sharding-strategy",
          "init-model-with-meta-device")  # fmt: skip
-_SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 # Chunks of a stage and layers off the outer stages that are tried [Empirical]: more never paid.
 _MOST_CHUNKS = 12
 _MOST_LAYERS_MOVED = 3
-# Context parallelism is tried where the search tries it: from this length on, or with more devices than samples.
-_LONG_SEQUENCE = 8192
 
 
 def moves(setup: MegatronSetup) -> Iterator[Option]:
@@ -64,7 +62,8 @@ def trades(setup: MegatronSetup) -> Iterator[Option]:
     """Factors between two of tp, pp, cp and dp. The order of the two in :data:`_TRADES` says nothing."""
     facts = setup.facts
     sizes = {"tp": facts.tp, "pp": facts.pp, "cp": facts.cp, "dp": facts.dp}
-    long = setup.job.seq_length >= _LONG_SEQUENCE or facts.world > facts.global_batch
+    # context parallelism is tried where the search tries it
+    long = setup.job.seq_length >= LONG_SEQUENCE or facts.world > facts.global_batch
     for one, other in _TRADES:
         both = sizes[one] * sizes[other]
         for size in divisors(both):
@@ -160,7 +159,7 @@ def sharded(setup: MegatronSetup, stage: int) -> Values:
     gathers = stage and facts.on("overlap-grad-reduce") and not setup.overlaps_itself
     values["overlap-param-gather"] = True if gathers else None
     if stage > 1:
-        values |= {"use-megatron-fsdp": True, "data-parallel-sharding-strategy": _SHARDING[stage]}
+        values |= {"use-megatron-fsdp": True, "data-parallel-sharding-strategy": SHARDING_OF_ZERO[stage]}
         values |= {"ckpt-format": "fsdp_dtensor", "no-gradient-accumulation-fusion": True}
     if stage == 3:
         values["init-model-with-meta-device"] = True

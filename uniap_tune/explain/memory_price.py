@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from uniap_tune.deadline import Deadline, DeadlineError
-from uniap_tune.explain.summary import NOTABLE, Alternative, compare
+from uniap_tune.explain.summary import NOTABLE, UNLIMITED, Alternative, compare
 from uniap_tune.formulate import Pricer
 from uniap_tune.frontier.branches import branches, places
 from uniap_tune.frontier.epsilon import EpsilonSearch
@@ -22,11 +22,9 @@ from uniap_tune.units import GIB
 
 # To how many bytes the least memory of a plan is found: half of the last digit that is shown.
 RESOLUTION_BYTES = 0.05 * GIB
-# A limit that no plan exceeds, as a multiple of a device's memory.
-_UNLIMITED = 1e6
 # The next plan must be better by this much, or by half of what unlimited memory gains where that is less.
 _WORTHWHILE = 0.01
-# So many better plans are looked at until one is better in the simulation, too.
+# So many better plans are looked at until one is better in the simulation, too [Empirical].
 _TRIALS = 4
 # The first limit tried above one that is too small.
 _MORE = 1.05
@@ -69,7 +67,7 @@ def memory_price(planning: Planning, deadline: Deadline | None = None) -> Memory
     """What more memory on every device would buy; ``None`` if time runs out."""
     deadline = deadline or Deadline()
     request, plan = planning.request, planning.plan
-    most = request.with_memory_limit(_UNLIMITED * request.memory_limit_bytes)
+    most = request.with_memory_limit(UNLIMITED * request.memory_limit_bytes)
     free = attempt(most, prices=planning.prices, deadline=deadline)
     if free.result.status is Status.LIMIT:
         return None
@@ -119,7 +117,7 @@ def leanest(request: Request, prices: Pricer, deadline: Deadline | None = None) 
     space, pricer = build(request, prices=prices)
     reserved, deadline = pricer.costs.reserved_bytes(), deadline or Deadline()
     search = _all_problems(space, pricer, deadline)
-    low, most = pricer.limit_bytes, _UNLIMITED * pricer.limit_bytes
+    low, most = pricer.limit_bytes, UNLIMITED * pricer.limit_bytes
     if search.fastest(most) is None:
         return None
     least = _least_bytes(search, low=low, guess=min(most, max(low, search.least_bytes() * (1 + 1e-9))))
@@ -130,7 +128,7 @@ def leanest(request: Request, prices: Pricer, deadline: Deadline | None = None) 
 
 
 def _all_problems(space: Space, prices: Pricer, deadline: Deadline) -> EpsilonSearch:
-    free = prices.with_limit(_UNLIMITED * prices.limit_bytes)
+    free = prices.with_limit(UNLIMITED * prices.limit_bytes)
     return EpsilonSearch(branches(places(space), free), deadline=deadline)
 
 

@@ -1,4 +1,4 @@
-"""Reasons for a plan: what binds it, by how much the next one loses, and where its time goes."""
+"""What can be read off plans: the grid, where the time goes, how two differ; and what binds one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 from types import MappingProxyType
 
 from uniap_tune.assemble import RESHARD, simulated_seconds
+from uniap_tune.breakdown import BUBBLE, SEND
 from uniap_tune.cost.parts import (
     COMPUTE,
     CP_COMM,
@@ -28,8 +29,8 @@ from uniap_tune.units import format_bytes, format_percent
 # A change smaller than this is not worth a word.
 NOTABLE = 1e-3
 
-SEND = "send"  # transfers between stages that nothing hides
-BUBBLE = "bubble"  # what the slowest stage waits while the pipeline fills and drains
+# A limit that no plan exceeds, as a multiple of the memory there is.
+UNLIMITED = 1e6
 
 # What people call the parts of a step.
 PART_NAMES: Mapping[str, str] = MappingProxyType(
@@ -59,7 +60,7 @@ class Binding:
 
 def binding(plan: Plan, space: Space, pricer: Pricer, options: SearchOptions | None = None) -> Binding:
     """The binding constraint, found by solving again without the memory limit."""
-    best = search(space, pricer.with_limit(1e6 * plan.memory_limit_bytes), options or SearchOptions()).candidates
+    best = search(space, pricer.with_limit(UNLIMITED * plan.memory_limit_bytes), options or SearchOptions()).candidates
     gain = 1 - best[0].objective_s / plan.objective_s if best else 0.0
     fullest = max(range(plan.pp), key=lambda i: plan.stages[i].peak_bytes)
     slowest = max(range(plan.pp), key=lambda i: plan.stages[i].time_s)

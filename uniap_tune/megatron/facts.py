@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from uniap_tune.megatron.layout import Layout, accounted, even, first_and_last, parse_layout
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 
-_SHARDING = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+# Values of --data-parallel-sharding-strategy, and the ZeRO stages they are.
+ZERO_OF_SHARDING: Mapping[str, int] = MappingProxyType(
+    {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+)
+SHARDING_OF_ZERO: Mapping[int, str] = MappingProxyType({zero: name for name, zero in ZERO_OF_SHARDING.items()})
 _HALVES = ("recompute-method", "recompute-num-layers")
 
 
@@ -84,7 +89,7 @@ class MegatronFacts:
     def zero(self) -> int:
         """ZeRO stage: the distributed optimizer is 1, Megatron-FSDP what its strategy says (by default 3)."""
         if self.on("use-megatron-fsdp") or self.on("use-custom-fsdp"):
-            return _SHARDING.get(self.text("data-parallel-sharding-strategy"), 3)
+            return ZERO_OF_SHARDING.get(self.text("data-parallel-sharding-strategy"), 3)
         if self.on("use-torch-fsdp2"):
             return 3
         return 1 if self.on("use-distributed-optimizer") else 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from uniap_tune.errors import UnsupportedError
+from uniap_tune.megatron.facts import SHARDING_OF_ZERO
 from uniap_tune.megatron.mcore import mcore_sections, plain_sections, python_snippet
 from uniap_tune.megatron.versions import DEFAULT_VERSION, MegatronVersion, megatron_version, versions_with
 from uniap_tune.plan import Plan
@@ -41,8 +42,6 @@ _PRECISION: Mapping[DType, Arguments] = {
     DType.MXFP8: {"--bf16": True, "--fp8-format": "e4m3", "--fp8-recipe": "mxfp8"},
     DType.NVFP4: {"--bf16": True, "--fp4-format": "e2m1", "--fp4-recipe": "nvfp4"},
 }
-
-_FSDP = {2: "optim_grads", 3: "optim_grads_params"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +183,7 @@ def _sharding(strategy: Strategy) -> dict[str, Value]:
     if strategy.zero > 1:
         arguments |= {
             "--use-megatron-fsdp": True,
-            "--data-parallel-sharding-strategy": _FSDP[strategy.zero],
+            "--data-parallel-sharding-strategy": SHARDING_OF_ZERO[strategy.zero],
             "--ckpt-format": "fsdp_dtensor",  # the only one it accepts (arg:1169)
             # Fusion adds weight gradients into the buffers of plain data parallelism, which are not there.
             "--no-gradient-accumulation-fusion": True,
