@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,26 @@ def test_debug_shows_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "UNIAP_TUNE_DEBUG", "1")
     with pytest.raises(RuntimeError, match="boom"):
         main(["plan", "llama-2-7b", *CLUSTER, *JOB])
+
+
+GPT2 = "plan gpt2 --cluster 1x1:a100 --global-batch 8 --seq-length 1024"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("--json >/dev/full", ExitCode.BAD_INPUT, "error: the output cannot be written"),
+        (">/dev/full", ExitCode.BAD_INPUT, "error: the output cannot be written"),
+        ("--json >&-", ExitCode.OK, ""),
+        (">&- 2>&-", ExitCode.OK, ""),
+        ("| true", ExitCode.OK, ""),  # the report: rich writes it
+        ("--json | true", ExitCode.OK, ""),
+    ],
+)
+def test_output_that_nobody_can_read(redirection: str, code: int, said: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -m uniap_tune {GPT2} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "internal error" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -231,3 +231,13 @@ def test_variables_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main([*arguments, "--set", "MBS=2"]) in (0, 4)
     assert json.loads(capsys.readouterr().out)["settings"]["micro-batch"] == "2"
+
+
+def test_the_folder_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["gpt2", "--cluster", "1x1:a100", "--global-batch", "8", "--seq-length", "1024"]
+    assert main(["plan", *arguments, "-o", str(tmp_path)]) == ExitCode.OK
+    capsys.readouterr()
+    assert main(["doctor", str(tmp_path)]) == ExitCode.OK
+    of_folder = capsys.readouterr().out
+    assert main(["doctor", str(tmp_path / "plan.json")]) == ExitCode.OK
+    assert of_folder == capsys.readouterr().out

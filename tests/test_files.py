@@ -93,7 +93,7 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError) as caught:
         write_files(tmp_path / "out", FILES)
-    assert "cannot be written" in caught.value.what
+    assert caught.value.what == f"{tmp_path}/out/plan.json: cannot be written"
 
 
 def test_a_folder_nobody_may_make() -> None:

@@ -305,6 +305,33 @@ def test_every_point_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (folder / "point-02" / "pipeline_split.json").exists()
 
 
+def test_force_leaves_no_points_of_another_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "plans"
+    assert main([*MEMORY, "--points", "3", "-o", str(folder)]) == ExitCode.OK
+    (folder / "point-02" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert main([*MEMORY, "--points", "2", "-o", str(folder), "--force"]) == ExitCode.OK
+    assert sorted(path.name for path in folder.iterdir()) == ["frontier.csv", "point-01", "point-02"]
+    assert (folder / "point-02" / "notes.txt").exists()
+    assert main([*DEVICES, "--devices", "8", "-o", str(folder), "--force"]) == ExitCode.OK
+    assert sorted(path.name for path in folder.iterdir()) == ["devices-8", "frontier.csv", "point-02"]
+    assert [path.name for path in (folder / "point-02").iterdir()] == ["notes.txt"]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--points", "1001"], "give at most 1000, or --all"),
+        (["--price-per-device-hour", "-1"], "'-1' is not a price above zero"),
+        (["--price-per-device-hour", "1e30"], "at most 1,000,000,000"),
+    ],
+)
+def test_numbers_beyond_reason(options: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*MEMORY, *options])
+    assert problem in capsys.readouterr().err
+
+
 def test_a_goal_is_written_as_plan_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MEMORY, "--min-memory", "-o", str(tmp_path / "out")]) == ExitCode.OK
     assert {"plan.json", "launch.sh"} <= {path.name for path in (tmp_path / "out").iterdir()}

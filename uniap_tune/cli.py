@@ -6,17 +6,22 @@ Command modules are imported to describe themselves; what they need to run they 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from uniap_tune import __version__
-from uniap_tune.errors import ExitCode, TuneError, message
+from uniap_tune.errors import ExitCode, InputError, TuneError, message
 
 # In the order of --help.
 _COMMANDS = ("plan", "explain", "frontier", "tune", "doctor", "solve", "predict", "accuracy", "deepspeed")
+
+# Of a write to stdout: a full disk, an exceeded quota or file size, a failing device.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EPILOG = """exit codes: 0 ok, 1 internal error, 2 bad input, 3 no plan fits, 4 out of memory predicted,
 5 stopped without a plan, 6 drift. Data goes to stdout, everything else to stderr."""
@@ -25,6 +30,9 @@ _EPILOG = """exit codes: 0 ok, 1 internal error, 2 bad input, 3 no plan fits, 4 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as with >&-
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the end)
     modules = [import_module(f"uniap_tune.commands.{name}") for name in _COMMANDS]
     passing = {module.NAME: module.pass_through for module in modules if hasattr(module, "pass_through")}
     try:
@@ -41,9 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)  # noqa: T201
         return int(ExitCode.STOPPED)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return int(ExitCode.OK)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            _drop_output()
+            _report(InputError("the output cannot be written", why=os.strerror(error.errno), fix="send it elsewhere"))
+            return int(ExitCode.BAD_INPUT)
         if os.environ.get("UNIAP_TUNE_DEBUG"):
             raise
         print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
@@ -66,6 +78,11 @@ def _parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _drop_output() -> None:
+    """What is still buffered for stdout goes nowhere, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: TuneError) -> None:

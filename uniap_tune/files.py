@@ -36,6 +36,7 @@ def write_files(
         _refuse_existing(targets.values())
     mask = _umask()
     waiting: dict[Path, Path] = {}
+    target = folder
     try:
         for name, text in files.items():
             target = targets[name]
@@ -47,9 +48,9 @@ def write_files(
             del waiting[target]
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written",
+            f"{target}: cannot be written",
             why=error.strerror or str(error),
-            fix="give -o a folder you may write to, on a disk with room",
+            fix="choose a place that you may write to, on a disk with room",
         ) from error
     finally:
         for temporary in waiting.values():
@@ -63,7 +64,7 @@ def _refuse_existing(targets: Collection[Path]) -> None:
         raise InputError(
             f"{there[0]}: is there already",
             why="nothing is overwritten unasked" + (f" ({len(there)} files would be)" if len(there) > 1 else ""),
-            fix="use --force, or give -o another folder",
+            fix="use --force, or choose another place",
         )
 
 

@@ -185,7 +185,7 @@ def run(
     if planning.result.status is Status.INFEASIBLE:
         raise infeasible(request, planning.space, planning.prices)
     if not planning.plans:
-        raise StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+        raise StoppedError("stopped before a plan was found", fix="give it more time, or no --time-limit")
     return planning
 
 

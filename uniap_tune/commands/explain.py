@@ -110,7 +110,7 @@ def _written(source: str) -> Path | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # the readers of models say what is wrong with it
     return path if path.name == _PLAN_FILE or (isinstance(values, dict) and is_plan(values)) else None
 

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from uniap_tune.commands.inputs import (
     add_job_arguments,
     add_megatron_version,
     positive_int,
+    price,
     request_from,
     seconds,
 )
@@ -28,6 +30,7 @@ NAME = "frontier"
 HELP = "step time against memory or devices: all the plans worth choosing"
 
 _POINTS = 16
+_MOST_POINTS = 1000  # each is a memory limit to look at; no frontier seen has as many points
 _GOALS = ("min-time", "min-memory", "min-devices", "min-cost")
 
 
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deadline", type=seconds, metavar="S", help="with --min-devices or --min-cost: longest step, in seconds"
     )
     parser.add_argument(
-        "--price-per-device-hour", type=seconds, metavar="P", help="shows what a step costs, in the currency of P"
+        "--price-per-device-hour", type=price, metavar="P", help="shows what a step costs, in the currency of P"
     )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a picture there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table there")
@@ -179,8 +182,17 @@ def _write(args: argparse.Namespace, found: Tradeoff) -> None:
     executable = [str(path) for path in files if path.name in EXECUTABLE]
     write_files(Path(), {str(path): text for path, text in files.items()}, force=args.force, executable=executable)
     if args.force:  # files of an earlier plan that this one does not have would be mistaken for its own
-        for path in {folder / name for folder in folders for name in LAUNCH_FILES} - set(files):
+        folders += [] if args.output is None else _earlier_points(args.output)
+        for path in {folder / name for folder in folders for name in ("plan.json", *LAUNCH_FILES)} - set(files):
             path.unlink(missing_ok=True)
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()  # refused by a folder with files in it
+
+
+def _earlier_points(output: Path) -> list[Path]:
+    """Folders of points that are there, whoever wrote them."""
+    return [path for pattern in ("point-[0-9]*", "devices-[0-9]*") for path in output.glob(pattern) if path.is_dir()]
 
 
 def _plan_files(found: Tradeoff, version: str) -> dict[str, str]:
@@ -243,6 +255,8 @@ def _several(text: str) -> int:
     value = positive_int(text)
     if value < 2:
         raise argparse.ArgumentTypeError("a frontier has two ends: give at least 2")
+    if value > _MOST_POINTS:
+        raise argparse.ArgumentTypeError(f"give at most {_MOST_POINTS}, or --all for every point")
     return value
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uniap_tune.planner import Request
     from uniap_tune.spec import Cluster, Precision
 
+_HIGHEST_PRICE = 1e9  # of a device-hour, in whatever currency
 _TARGETS = ("megatron", "deepspeed", "any")
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4")
 _MODEL = "a config.json, its folder, or the name of a shipped model"
@@ -147,6 +148,14 @@ def seconds(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above zero")
+    return value
+
+
+def price(text: str) -> float:
+    """An argparse type: an amount of money above zero."""
+    value = _number(text)
+    if not 0 < value <= _HIGHEST_PRICE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price above zero, at most {_HIGHEST_PRICE:,.0f}")
     return value
 
 

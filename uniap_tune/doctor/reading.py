@@ -74,6 +74,8 @@ def read_setup(recipe: str | None, given: Given) -> Setup:
     """
     if recipe is None:
         return _from_settings(given)
+    if (Path(recipe) / "plan.json").is_file():  # the folder that `plan -o` wrote
+        recipe = str(Path(recipe) / "plan.json")
     if recipe.lower().endswith(".json"):
         values, where = ds_json.read_config(Path(recipe)), printable(recipe)
         return _from_plan(values, where, given) if is_plan(values) else _from_json(values, Path(recipe), where, given)

@@ -95,7 +95,7 @@ def _point_on(request: Request, deadline: Deadline) -> Point | None:
 def _nowhere(request: Request, refusal: InputError | None, stopped: bool) -> Exception:
     """The error where no number of devices has a plan; the request is that on the most."""
     if stopped:
-        return StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+        return StoppedError("stopped before a plan was found", fix="give it more time, or no --time-limit")
     try:
         validate(request)
         return infeasible(request, *build(request))
@@ -123,14 +123,14 @@ def part_of(cluster: Cluster, count: int) -> Cluster:
     Raises:
         InputError: it has no such part.
     """
-    node = cluster.devices_per_node
+    node, several = cluster.devices_per_node, cluster.num_nodes > 1
     if count == cluster.num_devices:
         return cluster
     if not 0 < count < cluster.num_devices or (count > node and count % node):
         raise InputError(
             f"{count} devices: no part of {cluster.name}",
-            why=f"it has {cluster.num_nodes} nodes of {node} devices; a part is one node's, or whole nodes",
-            fix=f"give numbers up to {node}, or multiples of {node} up to {cluster.num_devices}",
+            why=f"it has {cluster.num_nodes} x {node} devices; a part is one node's, or whole nodes",
+            fix=f"give numbers up to {node}" + (f", or multiples of it up to {cluster.num_devices}" if several else ""),
         )
     size = min(node, count)
     name = f"{count // size}x{size}:{cluster.device.name}"
@@ -178,7 +178,7 @@ def reach(
 
 def _too_slow(found: Tradeoff, longest_step_s: float) -> Exception:
     if found.stopped:
-        return StoppedError("stopped before a step was short enough", fix="allow more time with --time-limit")
+        return StoppedError("stopped before a step was short enough", fix="give it more time, or no --time-limit")
     best = min(found.points, key=lambda point: point.plan.step_time_s)
     shortest = format_seconds(best.plan.step_time_s)
     return InfeasibleError(

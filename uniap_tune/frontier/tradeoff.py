@@ -188,7 +188,7 @@ class _MemoryJob:
     def nothing(self, stopped: bool) -> Exception:
         """The error where there is no point."""
         if stopped:
-            return StoppedError("stopped before a plan was found", fix="allow more time with --time-limit")
+            return StoppedError("stopped before a plan was found", fix="give it more time, or no --time-limit")
         return infeasible(self.request, self.space, self.prices)
 
 
