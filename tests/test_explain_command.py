@@ -250,6 +250,20 @@ def test_questions_that_make_no_sense(question: str, problem: str, capsys: pytes
     assert problem in error
 
 
+def test_a_file_nested_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("[" * 100_000, encoding="utf-8")
+    code, error = failure([str(path), *job("1x8:a100-40gb", 64)[1:]], capsys)
+    assert code == ExitCode.BAD_INPUT
+    assert "not JSON" in error
+
+
+def test_virtual_stages_are_advised_where_the_engine_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = job("1x8:a100-40gb", 64, "--fix", "pp=4", "--time-limit", "1")
+    assert "more virtual stages" in run(arguments, capsys)
+    assert "more virtual stages" not in run([*arguments, "--target", "deepspeed"], capsys)
+
+
 def test_a_job_that_does_not_fit_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = job("1x1:l4", 8, model="llama-2-13b")
     code, error = failure(arguments, capsys)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from uniap_tune.assemble import OPTIMIZER_STEP, RESERVED, RESHARD
+from uniap_tune.breakdown import BUBBLE, SEND
 from uniap_tune.cost.parts import (
     ACTIVATIONS,
     BUFFERS,
@@ -28,12 +29,13 @@ from uniap_tune.cost.parts import (
 from uniap_tune.explain.explanation import Explanation, knob_values
 from uniap_tune.explain.memory_price import MemoryStep
 from uniap_tune.explain.sensitivity import BATCH, Sensitivity
-from uniap_tune.explain.summary import BUBBLE, NOTABLE, PART_NAMES, SEND, Alternative, grid, time_shares
+from uniap_tune.explain.summary import NOTABLE, PART_NAMES, Alternative, grid, time_shares
 from uniap_tune.explain.whatif import Verdict, WhatIf
 from uniap_tune.plan import Plan
 from uniap_tune.prose import wrap
 from uniap_tune.report.console import WIDTH, console, layers_text, print_sentence, stage_numbers
 from uniap_tune.report.plan import print_verdict
+from uniap_tune.strategy import CAPABILITIES, Target
 from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
 
 _MOST_PARTS = 3  # of memory
@@ -50,7 +52,7 @@ _REMEDIES: Mapping[str, str] = {
     DP_COMM: "a larger batch, a faster network",
     RESHARD: "one strategy for all layers",
     SEND: "fewer stages, a faster network",
-    BUBBLE: "more micro-batches, more virtual stages",
+    BUBBLE: "more micro-batches, fewer stages",
     OPTIMIZER: "more replicas, which share it from ZeRO 1 on",
 }
 _MEMORY_COLUMNS: Mapping[str, str] = {
@@ -110,7 +112,9 @@ def _time(out: Console, plan: Plan) -> None:
     step = plan.step_time_s
     shares = sorted(time_shares(plan).items(), key=lambda item: -item[1])
     shown = [(name, seconds) for name, seconds in shares if seconds >= NOTABLE / 2 * step]
-    rows = [(PART_NAMES[name], *_figures(seconds, step), _REMEDIES[name]) for name, seconds in shown]
+    interleaves = CAPABILITIES[Target(plan.target)].interleaving
+    remedies = {**_REMEDIES, **({BUBBLE: "more micro-batches, more virtual stages"} if interleaves else {})}
+    rows = [(PART_NAMES[name], *_figures(seconds, step), remedies[name]) for name, seconds in shown]
     rest = step - sum(seconds for _, seconds in shown)
     if rest > 1e-9 * step:
         rows.append(("the rest", *_figures(rest, step), ""))
