@@ -1,6 +1,6 @@
 """CPU time that the hook of ``uniap-tune deepspeed enable`` adds to the start of a plain Python.
 
-Run with ``pytest -o python_files='bench_*.py' -o python_functions='bench_*' tests/benchmarks/bench_deepspeed_hook.py -s``.
+Run with ``pytest -o python_files='bench_*.py' -o python_functions='bench_*' -s`` and this file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """CPU seconds of full proven searches and of hard single problems, with the limits they must stay under.
 
-Run with ``pytest -o python_files='bench_*.py' -o python_functions='bench_*' tests/benchmarks -s``. Times are medians of three on one core.
+Run with ``pytest -o python_files='bench_*.py' -o python_functions='bench_*' tests/benchmarks -s``. Times are medians of
+three on one core.
 """
 
 from __future__ import annotations

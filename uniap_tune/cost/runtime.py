@@ -125,8 +125,8 @@ PYTORCH_FSDP = Runtime(
 
 # The same layers under Megatron-DeepSpeed: slower launches, ranks that drift apart between collectives, a vocabulary
 # that is padded only for tensor parallelism. [Empirical], fitted on 740 steps on one A100 node, which their source put
-# together from 32 traced layers (docs/explanation/accuracy.md), and a fifth as much on 109 runs of 3.6B to 175B on 64 to
-# 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
+# together from 32 traced layers (docs/explanation/accuracy.md), and a fifth as much on 109 runs of 3.6B to 175B on 64
+# to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
     MEGATRON_2021,
     launch_s=3.28e-5,
