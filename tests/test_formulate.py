@@ -50,7 +50,7 @@ def test_edges_hold_the_price_of_every_pair_of_layouts() -> None:
     for edge in problem.edges:
         for a, source in enumerate(layouts):
             for b, target in enumerate(layouts):
-                assert edge.reshard_s[a, b] == costs.reshard_seconds(source, target, microbatch=2, pp=2)
+                assert edge.reshard_s[a, b] == costs.reshard_seconds(source, target, microbatch=2)
                 assert edge.send_s[a, b] == costs.send_seconds(source, target, microbatch=2, pp=2)
     assert job.pricer.least_send(2, 2, family) == problem.edges[0].send_s.min()
     assert job.pricer.least_send(1, 2, family) == 0.0

@@ -107,9 +107,7 @@ class Pricer:
         key = (layouts, pp, c)
         if key not in self._borders:
             microbatch = self.global_batch // c
-            reshard = [
-                [self.costs.reshard_seconds(a, b, microbatch=microbatch, pp=pp) for b in layouts] for a in layouts
-            ]
+            reshard = [[self.costs.reshard_seconds(a, b, microbatch=microbatch) for b in layouts] for a in layouts]
             send = [[self.costs.send_seconds(a, b, microbatch=microbatch, pp=pp) for b in layouts] for a in layouts]
             self._borders[key] = (np.array(reshard), np.array(send))
         return self._borders[key]

@@ -319,11 +319,7 @@ class Search:
         self._queue_leading(entry, high)
 
     def _most_leading(self, entry: _Entry) -> int:
-        """The largest N that is not recomputing every block, which is a family of its own; 0 without a leading rule."""
-        if not entry.leading:
-            return 0
-        blocks, v = self.pricer.num_blocks, entry.family.virtual_stages
-        return blocks - 1 if v == 1 else blocks // (v * entry.pp)
+        return entry.family.most_leading(self.pricer.num_blocks, entry.pp)
 
     def _has_next_leading(self, entry: _Entry) -> bool:
         return bool(entry.leading) and not entry.followed and entry.leading < self._most_leading(entry)

@@ -109,11 +109,16 @@ class Family:
         choices: Iterable[Strategy] = self.blocks
         if layer.kind is not LayerKind.BLOCK:
             choices = (replace(s, recompute=Recompute.NONE) for s in choices)
-        if (
-            not layer.moe and len({(s.ep, s.etp) for s in self.blocks}) > 1
-        ):  # where layers may differ, it has no experts
+        differ = len({(s.ep, s.etp) for s in self.blocks}) > 1
+        if differ and not layer.moe:  # it has no experts, so that all grids of experts are one to it
             choices = (replace(s, ep=1, etp=1) for s in choices)
         return tuple(dict.fromkeys(choices))
+
+    def most_leading(self, num_blocks: int, pp: int) -> int:
+        """The largest N that is not recomputing every block, which is a family of its own; 0 without a leading rule."""
+        if not self.leading:
+            return 0
+        return num_blocks - 1 if self.virtual_stages == 1 else num_blocks // (self.virtual_stages * pp)
 
     @property
     def grid(self) -> str:

@@ -290,7 +290,7 @@ class CostModel:
 
     # ---- edges --------------------------------------------------------------------------------------------------
 
-    def reshard_seconds(self, source: Layout, target: Layout, *, microbatch: int, pp: int) -> float:  # noqa: ARG002
+    def reshard_seconds(self, source: Layout, target: Layout, *, microbatch: int) -> float:
         """Seconds to re-shard activations between neighbouring layers of one stage, forward and backward.
 
         A metric over the layouts of a stage: zero for equal layouts, symmetric, and never longer than a detour,
@@ -300,7 +300,6 @@ class CostModel:
             source: layout of the earlier layer.
             target: layout of the later layer.
             microbatch: samples of a micro-batch over all replicas.
-            pp: pipeline stages; stages are whole blocks of ranks, so that it changes nothing here.
         """
         if source == target:
             return 0.0
@@ -328,7 +327,7 @@ class CostModel:
         seconds = self._network.send(whole / source.tp, stride)
         if not source.sequence_parallel:
             seconds += self._network.all_gather(whole, Group(source.tp, 1))
-        return 2 * seconds + self.reshard_seconds(source, target, microbatch=microbatch, pp=pp)
+        return 2 * seconds + self.reshard_seconds(source, target, microbatch=microbatch)
 
     # ---- whole job ----------------------------------------------------------------------------------------------
 

@@ -49,17 +49,13 @@ def branch_of(prices: Pricer, floors: QuickBounds, pp: int, c: int, family: Fami
     def judge(number: int, cut: Assignment) -> float:
         return judged_seconds(prices.formulate(pp, c, family, leading=number), cut)
 
-    first = last = 0
-    if family.leading:  # recomputing every block is a family of its own
-        v = family.virtual_stages
-        first, last = 1, prices.num_blocks - 1 if v == 1 else prices.num_blocks // (v * pp)
-
+    first = int(family.leading)
     return Branch(
         problem,
         floor,
         bound,
         least,
         first=first,
-        last=max(first, last),
+        last=max(first, family.most_leading(prices.num_blocks, pp)),
         judge=judge if family.virtual_stages > 1 else None,
     )
