@@ -128,6 +128,13 @@ def test_fewer_nodes_than_said_do_not_do() -> None:
     assert not fits(replace(asked, cluster=replace(asked.cluster, num_nodes=nodes - 1)))
 
 
+def test_a_power_of_two_may_do_where_larger_numbers_do_not() -> None:
+    knobs = parse_knobs([], [], ["recompute=full"])
+    with pytest.raises(InfeasibleError) as caught:
+        run(request("llama-2-7b", "7x4:rtx-4090", seq_length=65536, knobs=knobs))
+    assert "32 devices (8 nodes) instead of 28" in caught.value.relaxations
+
+
 def test_what_they_are_for_each_obstacle() -> None:
     def said(case: str) -> str:
         with pytest.raises(InfeasibleError) as caught:

@@ -104,16 +104,23 @@ def _batch_change(space: Space, job: Job, fits: _Fits) -> Iterator[str]:
 
 
 def _device_change(space: Space, cluster: Cluster, fits: _Fits) -> Iterator[str]:
-    """The fewest nodes: doubled until it fits, then halved between the last two."""
+    """Few nodes: more and more until it fits, then halved between the last two.
+
+    More nodes may fit worse, as the batch or the heads do not divide over some numbers: powers of two are tried too.
+    """
 
     def enough(nodes: int) -> bool:
         return fits(replace(space, cluster=replace(cluster, num_nodes=nodes)))
 
-    low, high = cluster.num_nodes, 2 * cluster.num_nodes
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > cluster.num_nodes << _MOST_DOUBLINGS:
-            return
+    low = cluster.num_nodes
+    doubled = {low << n for n in range(1, _MOST_DOUBLINGS + 1)}
+    powers = {1 << n for n in range(low.bit_length(), low.bit_length() + _MOST_DOUBLINGS)}
+    for high in sorted(doubled | powers):
+        if enough(high):
+            break
+        low = high
+    else:
+        return
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
