@@ -36,14 +36,7 @@ def read_megatron_run(record: Fields) -> Run:
     """
     args = mapping(record, "args") or {}
     kind = text(record, "test").split("/")[0].lower()
-    if any(kind.startswith(word) for word in _OTHER_MODELS) or "hybrid-layer-pattern" in args:
-        raise SkippedRecordError(
-            f"{kind or 'hybrid'} is not a transformer alone", fix="give records of GPT, BERT or T5"
-        )
-    if flag(args, "perform-rl-step"):
-        raise SkippedRecordError(
-            "reinforcement learning holds a model for inference too", fix="give records of training"
-        )
+    _require_training_of_a_transformer(kind, args)
     assumptions: list[str] = []
     args, model, encoder_seq = _model(kind, args, assumptions)
     tp, pp, cp = (count(args, f"{name}-parallel-size") or 1 for name in ("tensor-model", "pipeline-model", "context"))
@@ -82,6 +75,17 @@ def read_megatron_run(record: Fields) -> Run:
         exact=not resumed and _states_attention(args) and encoder_seq is None,
         assumptions=tuple(assumptions),
     )
+
+
+def _require_training_of_a_transformer(kind: str, args: Fields) -> None:
+    if any(kind.startswith(word) for word in _OTHER_MODELS) or "hybrid-layer-pattern" in args:
+        raise SkippedRecordError(
+            f"{kind or 'hybrid'} is not a transformer alone", fix="give records of GPT, BERT or T5"
+        )
+    if flag(args, "perform-rl-step"):
+        raise SkippedRecordError(
+            "reinforcement learning holds a model for inference too", fix="give records of training"
+        )
 
 
 def _model(kind: str, args: Fields, assumptions: list[str]) -> tuple[Fields, Model, int | None]:

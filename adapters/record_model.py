@@ -17,6 +17,7 @@ _LARGEST_LAYERS = 10_000
 _MANY_EXPERTS = 256  # of DeepSeek-V3
 _FEW_LAYERS = 8
 _LARGEST_WIDTH = 10**7
+_GPT2_VOCABULARY = 51200  # 50257 rows, padded for tensor parallelism over 8 (arXiv 1909.08053 section 5.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,12 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
         mtp_layers=_extra_predictions(record),
     )
     kind = (text(fields, "model_type") or name).lower()
-    encoder_seq = None
     if kind.startswith("bert"):
-        model = bert_model(model, {})
-    elif kind.startswith("t5"):
-        model = _encoder_decoder(model, fields)
+        return RecordModel(bert_model(model, {}), seq, None, tuple(assumptions))
+    if kind.startswith("t5"):
         encoder_seq = count({**fields, **record}, "encoder_seq_length") or seq
-    return RecordModel(model, seq, encoder_seq, tuple(assumptions))
+        return RecordModel(_encoder_decoder(model, fields), seq, encoder_seq, tuple(assumptions))
+    return RecordModel(model, seq, None, tuple(assumptions))
 
 
 def _encoder_decoder(model: Model, fields: Fields) -> Model:
@@ -130,8 +130,8 @@ def _is_gated(fields: Fields, hidden: int, ffn: int, assumptions: list[str]) -> 
 def _vocabulary(fields: Fields, assumptions: list[str]) -> int:
     vocabulary = count(fields, "vocab_size", "vocab")
     if vocabulary is None:
-        assumptions.append("vocabulary taken as 51200")
-        return 51200
+        assumptions.append(f"vocabulary taken as {_GPT2_VOCABULARY}")
+        return _GPT2_VOCABULARY
     if vocabulary > 10**8:
         raise InputError(f"record key 'vocab_size' is {vocabulary}, which no model has", fix="correct vocab_size")
     return vocabulary
