@@ -7,7 +7,7 @@ from dataclasses import replace
 from uniap_tune.cost.parts import ACTIVATIONS, DP_COMM, TP_COMM
 from uniap_tune.doctor.finding import OVERLAP, RISK, WASTE, Advice, Case, megatron_finding
 from uniap_tune.doctor.megatron import MegatronSetup
-from uniap_tune.doctor.moves import sharded
+from uniap_tune.doctor.moves_megatron import sharded
 from uniap_tune.hardware import has_fused_attention
 from uniap_tune.spec import DType
 from uniap_tune.units import format_bytes, format_percent

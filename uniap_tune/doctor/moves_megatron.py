@@ -36,7 +36,7 @@ _MOST_CHUNKS = 12
 _MOST_LAYERS_MOVED = 3
 
 
-def moves(setup: MegatronSetup) -> Iterator[Option]:
+def megatron_moves(setup: MegatronSetup) -> Iterator[Option]:
     """Every single change worth pricing."""
     yield from trades(setup)
     yield from micro_batches(setup)
