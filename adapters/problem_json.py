@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 _MAX_BYTES = 256 << 20
 # Sums and products of numbers up to here stay finite; whatever is measured in seconds or bytes is far below.
 _LARGEST = 1e100
+_MOST = 10**9  # stages or micro-batches
 _TOP = {"schema_version", "num_stages", "num_microbatches", "schedule", "memory_limit_bytes", "layers", "edges"}
 _LAYER = {
     "name",
@@ -142,8 +143,8 @@ def _list(top: Mapping[str, Any], key: str, where: str) -> list[Any]:
 
 def _count(top: Mapping[str, Any], key: str, where: str) -> int:
     value = top.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
-        raise InputError(f"{where}: {key} must be a whole number from 1, not {_shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise InputError(f"{where}: {key} must be a whole number from 1 to {_MOST}, not {_shown(value)}")
     return value
 
 
@@ -215,7 +216,7 @@ def _is_number(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "missing" if value is None else type(value).__name__
+    return "missing or null" if value is None else type(value).__name__
 
 
 def _shown(value: object) -> str:

@@ -127,6 +127,10 @@ BAD_USAGE: list[tuple[list[str], str]] = [
     (["plan", "llama-2-7b", *CLUSTER, "--global-batch", "1.5", "--seq-length", "4096"], "1.5"),
     (["plan", "llama-2-7b", *CLUSTER, "--global-batch", "8", "--seq-length", "0"], "--seq-length"),
     (["plan", "llama-2-7b", *CLUSTER, "--global-batch", "9" * 5000, "--seq-length", "1"], "--global-batch"),
+    (
+        ["plan", "llama-2-7b", *CLUSTER, "--global-batch", "9" * 20, "--seq-length", "1"],
+        "is more than 1,000,000,000,000",
+    ),
     (["plan", "llama-2-7b", *CLUSTER, *JOB, "--target", "jax"], "jax"),
     (["plan", "llama-2-7b", *CLUSTER, *JOB, "--solver", "gurobi"], "gurobi"),
     (["plan", "llama-2-7b", *CLUSTER, *JOB, "--memory-fraction", "1.5"], "1.5"),

@@ -190,6 +190,15 @@ def test_what_is_no_object(content: str) -> None:
         parse_problem(content, "problem.json")
 
 
+def test_what_is_null_or_too_large_is_said_so() -> None:
+    for path, value, said in (
+        (("edges",), None, "edges must be a list, not missing or null"),
+        (("num_stages",), 10**10, "num_stages must be a whole number from 1 to 1000000000"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse(changed(path, value))
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uniap_tune.planner import Request
     from uniap_tune.spec import Cluster, Precision
 
+_LARGEST_COUNT = 10**12
 _HIGHEST_PRICE = 1e9  # of a device-hour, in whatever currency
 _TARGETS = ("megatron", "deepspeed", "any")
 _PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4")
@@ -130,9 +131,12 @@ def set_values(texts: Sequence[str], *, example: str) -> dict[str, str]:
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number above zero."""
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 10**12:
+    number = text if text.isascii() and text.isdecimal() else "0"
+    if len(number.lstrip("0")) > len(str(_LARGEST_COUNT)) or int(number) > _LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {_LARGEST_COUNT:,}")
+    if int(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
+    return int(number)
 
 
 def fraction(text: str) -> float:
