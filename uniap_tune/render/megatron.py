@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from uniap_tune.errors import UnsupportedError
+from uniap_tune.hardware import has_fused_attention
 from uniap_tune.megatron.facts import SHARDING_OF_ZERO
 from uniap_tune.megatron.mcore import mcore_sections, plain_sections, python_snippet
 from uniap_tune.megatron.versions import DEFAULT_VERSION, MegatronVersion, megatron_version, versions_with
@@ -29,8 +30,7 @@ _BLACKWELL = "blackwell"
 # for it (src/megatron/bridge/perf_recipes, scripts/performance/utils/overrides.py).
 _BLACKWELL_CONNECTIONS = 32
 
-# FlashAttention and cuDNN fused attention need Ampere or later, TransformerEngine Volta or later (their READMEs).
-_NO_FUSED_ATTENTION = frozenset({"pascal", "volta"})
+# TransformerEngine needs Volta or later (its README).
 _NO_TRANSFORMER_ENGINE = frozenset({"pascal"})
 
 _PRECISION: Mapping[DType, Arguments] = {
@@ -228,7 +228,7 @@ def _precision(job: Job) -> dict[str, Value]:
 
 
 def _has_fused_attention(cluster: Cluster, job: Job) -> bool:
-    return job.precision.compute is not DType.FP32 and cluster.device.generation not in _NO_FUSED_ATTENTION
+    return job.precision.compute is not DType.FP32 and has_fused_attention(cluster.device)
 
 
 def _kernels(cluster: Cluster, job: Job) -> dict[str, Value]:
