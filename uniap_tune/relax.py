@@ -9,12 +9,15 @@ from dataclasses import replace
 from uniap_tune.cost.model import CostModel
 from uniap_tune.feasibility import least_peak
 from uniap_tune.formulate import Pricer
+from uniap_tune.lean import least_bytes
 from uniap_tune.space import Family, Knobs, Space
 from uniap_tune.spec import Cluster, Job, Recompute
 from uniap_tune.units import GIB
 
 _MOST_DOUBLINGS = 12
 _ROUNDS = 10
+# Least bytes are sums in another order than those of a plan.
+_ROUNDING = 1e-11
 
 _Fits = Callable[[Space], bool]
 
@@ -30,11 +33,15 @@ def memory_needed(space: Space, pricer: Pricer, *, enough: float = 0.0) -> float
         tried: set[Family] = set()
         for c in reversed(space.microbatch_counts()):
             for family in _leanest(space.families(pp, c)):
-                if family not in tried:
-                    tried.add(family)
-                    least = min(least, least_peak(pricer.formulate(pp, c, family).problem))
-                    if least <= enough:
-                        return least
+                if family in tried:
+                    continue
+                tried.add(family)
+                bound = least_bytes(pricer, pp, c, family) * (1 - _ROUNDING)
+                if bound >= least or bound > enough > 0:
+                    continue  # no leaner, or not lean enough, by its prices alone
+                least = min(least, least_peak(pricer.formulate(pp, c, family).problem))
+                if least <= enough:
+                    return least
     return least
 
 
