@@ -10,7 +10,8 @@ from uniap_tune.cost.parts import BUFFERS, WORKSPACE, LayerCost
 from uniap_tune.formulate import Formulation
 from uniap_tune.graph import Graph
 from uniap_tune.plan import Plan, Stage
-from uniap_tune.problem import Assignment, Evaluation, evaluate, relative_gap
+from uniap_tune.problem import Evaluation, evaluate, relative_gap
+from uniap_tune.replay import chunk_shares
 from uniap_tune.search import Candidate
 from uniap_tune.simulate import StageTimes, simulate
 from uniap_tune.spec import Cluster, Job
@@ -90,18 +91,9 @@ def _stage(candidate: Candidate, graph: Graph, costs: CostModel, job: Job, i: in
         time=time,
         step=_sum(cost.step_s for cost in chosen),
         memory=_memory(candidate, costs, job, formulation, layers, chosen),
-        **_chunks(formulation, assignment, intervals),
+        chunks=tuple(assignment.stage.count(s) for s in intervals) if len(intervals) > 1 else (),
+        chunk_shares=chunk_shares(formulation, assignment, i) if len(intervals) > 1 else (),
     )
-
-
-def _chunks(formulation: Formulation, assignment: Assignment, intervals: range) -> dict[str, Any]:
-    """How many layers each model chunk of a stage holds, and its part of the stage's seconds."""
-    if len(intervals) == 1:
-        return {}
-    members = [[u for u, interval in enumerate(assignment.stage) if interval == s] for s in intervals]
-    seconds = [sum(formulation.costs[u][assignment.strategy[u]].time for u in chunk) for chunk in members]
-    whole = sum(seconds) or 1.0
-    return {"chunks": tuple(map(len, members)), "chunk_shares": tuple(part / whole for part in seconds)}
 
 
 def _memory(

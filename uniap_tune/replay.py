@@ -43,16 +43,21 @@ def periodic_seconds(stages: list[StageTimes], num_microbatches: int, virtual_st
     return first + (rounds - _ROUNDS) * (first - before)
 
 
-def _stage_times(formulation: Formulation, assignment: Assignment, value: Evaluation, i: int) -> StageTimes:
+def chunk_shares(formulation: Formulation, assignment: Assignment, stage: int) -> tuple[float, ...]:
+    """The part of a stage's seconds in each of its model chunks."""
     problem = formulation.problem
     chunks = [0.0] * problem.virtual_stages
-    forward = 0.0
     for u, interval in enumerate(assignment.stage):
-        if interval % problem.num_stages == i:
-            cost = formulation.costs[u][assignment.strategy[u]]
-            chunks[interval // problem.num_stages] += cost.time
-            forward += cost.forward
+        if interval % problem.num_stages == stage:
+            chunks[interval // problem.num_stages] += formulation.costs[u][assignment.strategy[u]].time
     whole = sum(chunks) or 1.0
-    shares = tuple(seconds / whole for seconds in chunks)
+    return tuple(seconds / whole for seconds in chunks)
+
+
+def _stage_times(formulation: Formulation, assignment: Assignment, value: Evaluation, i: int) -> StageTimes:
+    size = formulation.problem.num_stages
+    layers = [u for u, interval in enumerate(assignment.stage) if interval % size == i]
+    forward = sum(formulation.costs[u][assignment.strategy[u]].forward for u in layers)
+    shares = chunk_shares(formulation, assignment, i)
     link = value.link_time_s[i] / 2 if i < len(value.link_time_s) else 0.0
     return StageTimes(forward, value.stage_time_s[i] - forward, link, shares)

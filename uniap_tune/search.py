@@ -23,7 +23,7 @@ from uniap_tune.bounds import chain_bounds
 from uniap_tune.deadline import Deadline
 from uniap_tune.formulate import Formulation, Pricer
 from uniap_tune.lean import least_bytes
-from uniap_tune.problem import Assignment, Status, evaluate, relative_gap
+from uniap_tune.problem import Assignment, Status, relative_gap
 from uniap_tune.quick import QuickBounds
 from uniap_tune.replay import judged_seconds
 from uniap_tune.solvers import Solve, solver_named
@@ -252,7 +252,7 @@ class Search:
             return
         solution = self.options.solve(formulation.problem, self._cutoff(), self.options.deadline, bounds)
         if solution.assignment is not None:
-            self._keep(entry, formulation, solution.assignment)
+            self._keep(entry, formulation, simplify(formulation.problem, solution.assignment))
         self._prove(entry, max(entry.bound, solution.bound_s))
         self.solved += 1
         self._queue_next_leading(entry)
@@ -274,18 +274,16 @@ class Search:
                 self._cuts[place] = cut
                 heapq.heappush(self.queue, entry)
                 return
-        seconds = judged_seconds(formulation, cut)
-        self.add(Candidate(entry.pp, entry.c, entry.family, formulation, cut, seconds))
-        self._prove(entry, max(entry.bound, seconds))
+        self._prove(entry, max(entry.bound, self._keep(entry, formulation, cut)))
 
     def _formulate(self, entry: _Entry) -> Formulation:
         return self.pricer.formulate(entry.pp, entry.c, entry.family, leading=entry.leading)
 
-    def _keep(self, entry: _Entry, formulation: Formulation, assignment: Assignment) -> None:
-        assignment = simplify(formulation.problem, assignment)
-        value = evaluate(formulation.problem, assignment).objective_s
-        candidate = Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value)
-        self.add(candidate)
+    def _keep(self, entry: _Entry, formulation: Formulation, assignment: Assignment) -> float:
+        """Add a candidate; the seconds by which it is judged."""
+        value = judged_seconds(formulation, assignment)
+        self.add(Candidate(entry.pp, entry.c, entry.family, formulation, assignment, value))
+        return value
 
     def add(self, candidate: Candidate) -> None:
         """Keep a candidate if it is the best of its kind."""

@@ -72,12 +72,7 @@ def solve_interleaved(problem: Problem, name: str = AUTO, deadline: Deadline | N
     """The best cut of an interleaved pipeline: by intervals where inner layers are equal, else by MILP."""
     if name in (AUTO, COLUMNS) and is_regular(problem):
         return solve_regular(problem)
-    from uniap_tune.milp.interleaved import solve_intervals
-    from uniap_tune.milp.solvers import Limits, MilpSolver
-
-    left = (deadline or Deadline()).left()
-    solver = MilpSolver.CBC if name == MilpSolver.CBC else MilpSolver.HIGHS
-    return solve_intervals(problem, solver, Limits(seconds=None if math.isinf(left) else left))
+    return solve_by_milp(problem, name, deadline or Deadline())
 
 
 def solve_by_milp(
@@ -90,8 +85,10 @@ def solve_by_milp(
     cutoff: float = math.inf,
     bounds: ChainBounds | None = None,
 ) -> Solution:
-    """The MILP on a solver (``auto`` means HiGHS): over stage columns for chains, over layers for other graphs."""
+    """The MILP on a solver (``auto`` means HiGHS): over stage columns for chains, over the intervals of interleaved
+    ones, over layers for other graphs."""
     from uniap_tune.milp.counts import solve_counts
+    from uniap_tune.milp.interleaved import solve_intervals
     from uniap_tune.milp.layers import solve_layers
     from uniap_tune.milp.master import solve_master
     from uniap_tune.milp.solvers import Limits, MilpSolver
@@ -99,6 +96,8 @@ def solve_by_milp(
     solver = MilpSolver.CBC if name == MilpSolver.CBC else MilpSolver.HIGHS
     left = deadline.left()
     limits = Limits(gap=gap, seconds=None if math.isinf(left) else left)
+    if problem.virtual_stages > 1:
+        return solve_intervals(problem, solver, limits)
     if formulation is Formulation.COUNTS:
         return solve_counts(problem, solver, limits)
     if problem.is_chain and formulation is not Formulation.LAYERS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from uniap_tune.commands.inputs import (
     add_precision_arguments,
+    add_recipe_reading,
     fraction,
     has_flash_attention,
     positive_int,
@@ -54,14 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", choices=("megatron", "deepspeed"), default="megatron", help="who runs settings (default megatron)"
     )
     add_precision_arguments(parser)
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE|FILE",
-        help="overrides of a Megatron-Bridge recipe",
-    )
-    parser.add_argument("--execute", action="store_true", help="run the script, with a stand-in for its launcher")
+    add_recipe_reading(parser)
     parser.add_argument(
         "--memory-fraction", type=fraction, metavar="F", help="part of each device's memory it may use (default 1)"
     )

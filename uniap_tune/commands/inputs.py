@@ -53,6 +53,18 @@ def add_megatron_version(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe_reading(parser: argparse.ArgumentParser) -> None:
+    """How a recipe is read."""
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE|FILE",
+        help="overrides of a Megatron-Bridge recipe",
+    )
+    parser.add_argument("--execute", action="store_true", help="run the script, with a stand-in for its launcher")
+
+
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     """Number formats, the optimizer and the kind of attention."""
     parser.add_argument("--precision", choices=_PRECISIONS, help="default: bf16 where the device has it, else fp16")

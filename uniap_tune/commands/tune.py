@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniap_tune.commands.inputs import add_megatron_version, fraction, seconds, set_values
+from uniap_tune.commands.inputs import add_megatron_version, add_recipe_reading, fraction, seconds, set_values
 from uniap_tune.commands.outputs import print_infeasible, print_json
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     parser.add_argument("--json", action="store_true", help="the answer as JSON on stdout")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script")
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE|FILE",
-        help="overrides of a Megatron-Bridge recipe",
-    )
-    parser.add_argument("--execute", action="store_true", help="run the script, with a stand-in for its launcher")
+    add_recipe_reading(parser)
     add_megatron_version(parser)
     parser.add_argument("--fix", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8, zero=1")
     parser.add_argument("--max", action="append", default=[], metavar="KNOB=N", help="e.g. tp=8")
