@@ -30,6 +30,8 @@ from .yaml_text import parse_yaml_text, scalar
 # Megatron-Bridge trains in bf16 unless a recipe says otherwise, with the distributed optimizer and its overlaps
 # (recipes/utils: DistributedDataParallelConfig of every pre-training recipe).
 _TRAIN = {"micro_batch_size": "micro-batch-size", "global_batch_size": "global-batch-size"}
+# Its CommOverlapConfig, which is None unless the recipe makes one, has the last word (training/comm_overlap.py).
+_OVERLAPS, _TENSOR_OVERLAP = "comm_overlap", "tp_comm_overlap"
 _SEQUENCE = (("dataset", "sequence_length"), ("dataset", "seq_length"), ("model", "seq_length"))
 _PROVIDER = re.compile(r"(Llama|Qwen|Mixtral|Mistral|DeepSeek|GPT|Nemotron)(\d*)\w*?Provider(\w+)")
 _FP8 = {
@@ -159,6 +161,8 @@ def _meaning(path: tuple[str, ...], value: str) -> dict[str, str | bool | None]:
         return _precision(lowered)
     if path == ("checkpoint", "ckpt_format"):
         return {"ckpt-format": value}
+    if path in ((_OVERLAPS, _TENSOR_OVERLAP), ("model", _TENSOR_OVERLAP)):
+        return {"tp-comm-overlap": True if lowered == "true" else None}
     if path[0] != "model" or len(path) != 2:
         return {}
     meaning: dict[str, str | bool | None] = dict(as_arguments(path[1], value))
@@ -220,6 +224,9 @@ def _path(name: str, source: BridgeSource) -> tuple[str, ...]:
         return ("ddp", DDP_FIELDS[name])
     if name == "ckpt-format":
         return ("checkpoint", "ckpt_format")
+    if name == "tp-comm-overlap":
+        settings, _ = read_settings(source.file, source.function)
+        return (_OVERLAPS if any(path[0] == _OVERLAPS for path in settings) else "model", _TENSOR_OVERLAP)
     keys = [key for key, meant in KEYS.items() if meant == name]
     keys += [key for key, (meant, _) in SWITCHES.items() if meant == name]
     if not keys:

@@ -196,6 +196,7 @@ def read_runtime(args: Fields) -> Runtime:
         deterministic=bool(flag(args, "deterministic-mode")),
         grouped_experts=bool(flag(args, "moe-grouped-gemm")),
         overlap_experts=bool(flag(args, "overlap-moe-expert-parallel-comm")),
+        overlap_tensor=bool(flag(args, "tp-comm-overlap")),
         narrow_parameters=bool(flag(args, "fp8-param-gather")),
         recompute_modules=RECOMPUTE_MODULES & _words(args, "recompute-modules") or frozenset({CORE_ATTENTION}),
         offload_modules=_words(args, "offload-modules"),

@@ -200,7 +200,7 @@ class _Reader:
             cluster=cluster,
             job=job,
             capabilities=_capabilities(legacy),
-            runtime=self._runtime(legacy),
+            runtime=self._runtime(parsed.model, legacy),
             pp=1,
             chunks=(),
             micro_batch=1,
@@ -370,7 +370,7 @@ class _Reader:
         etp = count(self._settings, "expert_tensor_parallel_size")
         return etp or (tp if ep == 1 else 1)
 
-    def _runtime(self, legacy: bool) -> Runtime:
+    def _runtime(self, model: Model, legacy: bool) -> Runtime:
         implementation = text(self._settings, "cuda_graph_impl")
         scope = self._settings.get("cuda_graph_scope")
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
@@ -387,11 +387,12 @@ class _Reader:
         graphs = whole and implementation != "none"
         overlap = bool(flag(self._settings, "moe_a2a_overlap"))
         if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
-            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap)
+            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap, overlap_tensor=model.moe is None)
         modules = self._settings.get("offload_modules")
         return Runtime(
             cuda_graphs=graphs,
             overlap_experts=overlap,
+            overlap_tensor=self._is_bridge() and model.moe is None,
             loss_bytes=4.0,
             narrow_parameters=self._is_bridge(),
             offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),

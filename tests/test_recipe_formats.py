@@ -10,7 +10,9 @@ from tests.test_tune import RECIPES, read
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.recipes import ReadOptions, read_recipe
 from uniap_tune.errors import InputError
+from uniap_tune.planner import Request
 from uniap_tune.spec import Cluster, DType, Norm, Position
+from uniap_tune.tuning import tune
 
 
 def test_nemo_follows_interpolations() -> None:
@@ -73,3 +75,26 @@ def test_a_list_is_not_expanded(tmp_path: Path) -> None:
     path.write_text((RECIPES / "lists/gpt_20b.txt").read_text().replace("--num-layers 44", "--num-layers $N"))
     with pytest.raises(InputError, match=r"a\.txt:2: the value of --num-layers is not known"):
         read_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ("", "model"),
+        ("    cfg.comm_overlap = CommOverlapConfig(tp_comm_overlap=False)\n", "comm_overlap"),
+    ],
+)
+def test_a_bridge_recipe_overlaps_tensor_parallelism_where_it_says_such_things(
+    extra: str, key: str, tmp_path: Path
+) -> None:
+    """Megatron-Bridge has no ``comm_overlap`` unless the recipe makes one."""
+    text = (RECIPES / "bridge" / "llama3_recipes.py").read_text(encoding="utf-8")
+    path = tmp_path / "recipes.py"
+    path.write_text(text.rstrip().removesuffix("    return cfg") + extra + "    return cfg\n", encoding="utf-8")
+    recipe = read_recipe(f"{path}::llama3_70b_pretrain_config")
+    assert not recipe.runtime.overlap_tensor
+    found = tune(recipe, Request(model=recipe.model, cluster=read_cluster("8x8:h100"), job=recipe.job))
+    assert found.changes.values["tp-comm-overlap"] is True
+    files = recipe.source.rewritten(found.changes, found.request.cluster, "")
+    assert f"{key}.tp_comm_overlap=true\n" in files["llama3_70b_pretrain_config.overrides.txt"]
+    assert recipe.source.reread(files).runtime.overlap_tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from uniap_tune.cost.runtime import Runtime
+from uniap_tune.cost.runtime import Runtime, default_runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
 from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.plan import Plan
@@ -207,18 +207,28 @@ def today_run(recipe: Recipe, cluster: Cluster) -> Run:
     return replace(run, capabilities=capabilities)
 
 
+def plans_runtime(recipe: Recipe, cluster: Cluster) -> Runtime:
+    """The software of a recipe's plans: its own, and where its layers are TransformerEngine's also the overlap of
+    tensor-parallel communication that plans are launched with."""
+    usual = default_runtime(CAPABILITIES[Target.MEGATRON], recipe.model, cluster)
+    overlaps = recipe.runtime.overlap_tensor or (usual.overlap_tensor and recipe.runtime.transformer_engine)
+    return replace(recipe.runtime, overlap_tensor=overlaps)
+
+
 def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:
     """A plan for the recipe, to be priced by the same code as :func:`today_run`."""
+    strategy = plan.strategies[0]
+    runtime = plans_runtime(recipe, cluster)
     blocks, index = [], 0
     for chunk in plan.virtual_stage_blocks():
         modes = [strategy.recompute for strategy in chunk]
         blocks.append([(block_type(recipe.model, index + place), mode) for place, mode in enumerate(modes)])
         index += len(modes)
     return _run(
-        recipe,
+        replace(recipe, runtime=replace(runtime, overlap_tensor=runtime.overlap_tensor and strategy.sequence_parallel)),
         cluster,
         pp=plan.pp,
-        strategy=plan.strategies[0],
+        strategy=strategy,
         blocks=blocks,
         micro_batch=plan.micro_batch_size,
         num_microbatches=plan.num_microbatches,

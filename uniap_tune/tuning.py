@@ -14,7 +14,7 @@ from uniap_tune.plan import Plan
 from uniap_tune.planner import Planning, Request
 from uniap_tune.planner import run as run_planner
 from uniap_tune.predict import Prediction, predict
-from uniap_tune.recipe import Changes, Recipe, plan_run, today_run
+from uniap_tune.recipe import Changes, Recipe, plan_run, plans_runtime, today_run
 from uniap_tune.render.megatron import megatron_launch
 from uniap_tune.render.shell import Variable, number
 from uniap_tune.spec import Cluster
@@ -116,7 +116,7 @@ def tuning_request(request: Request, recipe: Recipe) -> Request:
         zero.discard(0)
     forbidden = frozenset(("zero", str(stage)) for stage in range(4) if stage not in zero)
     knobs = replace(request.knobs, forbid=request.knobs.forbid | forbidden)
-    return replace(request, knobs=knobs, target=Target.MEGATRON, runtime=recipe.runtime)
+    return replace(request, knobs=knobs, target=Target.MEGATRON, runtime=plans_runtime(recipe, request.cluster))
 
 
 def tune(
@@ -176,6 +176,8 @@ def changes_for(recipe: Recipe, plan: Plan, cluster: Cluster, version: str = DEF
         for flag, value in launch.groups.get(group, {}).items():
             plain = value.default if isinstance(value, Variable) else value
             wanted[flag.removeprefix("--")] = True if plain is True else number(plain)
+    if not plans_runtime(recipe, cluster).overlap_tensor:
+        wanted.pop("tp-comm-overlap", None)
     if plan.virtual_stages > 1:
         wanted |= dict.fromkeys(sorted(recipe.for_virtual_stages), True)
     today = {name: argument.value for name, argument in recipe.arguments.items()}

@@ -42,7 +42,8 @@ class Efficiency:
         link: fraction of the intra-domain link's nominal bandwidth that collectives reach.
         network: the same for the network between domains.
         collective_latency_s: seconds a step of a collective adds to the link's latency.
-        tp_exposed: part of the tensor-parallel communication that the engine's overlap cannot hide.
+        tp_exposed: part of the tensor-parallel communication that stays where GEMMs overlap with it
+            (``Runtime.overlap_tensor``).
         dp_overlap: part of backward (forward) behind which gradient reduction (parameter gather) hides.
         dp_exposed: part of data-parallel communication that slows compute even when hidden.
         cublas_workspace_mib: workspace of one cuBLAS handle; the forward and the backward thread have one each.

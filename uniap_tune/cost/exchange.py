@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uniap_tune.cost.comm import Group, Network
 from uniap_tune.cost.compute import ComputeModel, Shape, head_widths
 from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Job, Model
 
@@ -37,13 +38,12 @@ class ExchangeModel:
         efficiency: Efficiency,
         network: Network,
         compute: ComputeModel,
-        *,
-        overlap_experts: bool,
+        runtime: Runtime,
     ) -> None:
         self._model = model
-        self._overlap_experts = overlap_experts
+        self._overlap_experts = runtime.overlap_experts
+        self._tensor_exposed = efficiency.tp_exposed if runtime.overlap_tensor else 1.0
         self._job = job
-        self._efficiency = efficiency
         self._network = network
         self._compute = compute
         self._width = job.precision.param_bytes
@@ -59,8 +59,8 @@ class ExchangeModel:
 
     def _price(self, layer: LayerType, shape: Shape) -> Communication:
         """Tensor parallelism: two all-reduces (with sequence parallelism their halves) each way, arXiv 1909.08053
-        section 3; the embedding and the head have one. Context parallelism: a ring of keys and values behind the
-        attention core. Experts: dispatch and combine, each an all-to-all."""
+        section 3, and only those may hide behind GEMMs; the embedding and the head have one. Context parallelism: a
+        ring of keys and values behind the attention core. Experts: dispatch and combine, each an all-to-all."""
         tokens = shape.samples * self._job.seq_length / shape.cp
         border = self._width * tokens * self._model.hidden_size
         reduce = self._network.all_reduce(border, Group(shape.tp, 1))
@@ -70,7 +70,7 @@ class ExchangeModel:
         if layer.kind is LayerKind.HEAD:
             half = reduce / 2
             return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = 2 * reduce * self._efficiency.tp_exposed
+        tensor = 2 * reduce * (self._tensor_exposed if shape.sp > 1 else 1.0)
         cp_forward, cp_backward = self._ring(layer, shape)
         expert = self._experts(layer, shape, border)
         return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)

@@ -52,6 +52,9 @@ _DETERMINISTIC_WORKSPACE_MIB = 32.0
 # Streams over which TransformerEngine spreads the GEMMs of grouped experts, each with a workspace (module/_common.py,
 # get_multi_stream_cublas_workspace).
 _GROUPED_STREAMS = 4
+# User buffers of TransformerEngine, a gathered sequence each: of every linear layer's forward, data gradient and, for
+# those whose input is gathered, weight gradient (module/base.py, initialize_ub).
+_USER_BUFFERS = 10
 # Border tensors a stage keeps for receiving and sending [Empirical].
 _BORDER_BUFFERS = 3.4
 # Kernels of a backward pass for each of the forward pass [Empirical].
@@ -90,18 +93,11 @@ class CostModel:
         self.cluster = cluster
         self.job = job
         self.capabilities = capabilities
-        self.runtime = runtime or default_runtime(capabilities)
+        self.runtime = runtime or default_runtime(capabilities, model, cluster)
         self.efficiency = efficiency or efficiency_for(cluster.device)
         self._network = Network(cluster, self.efficiency)
         self._compute = ComputeModel(model, cluster.device, job, self.efficiency, self.runtime)
-        self._exchange = ExchangeModel(
-            model,
-            job,
-            self.efficiency,
-            self._network,
-            self._compute,
-            overlap_experts=self.runtime.overlap_experts,
-        )
+        self._exchange = ExchangeModel(model, job, self.efficiency, self._network, self._compute, self.runtime)
         self._memory = MemoryModel(model, job, capabilities, self.runtime, self.efficiency)
         self._width = job.precision.param_bytes
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
@@ -350,8 +346,8 @@ class CostModel:
 
     def buffer_bytes(self, strategy: Strategy, *, samples: int, virtual_stages: int = 1) -> float:
         """Persistent buffers of a stage that the framework's allocator holds, beyond those in ``transient_bytes``:
-        workspaces of cuBLAS and TransformerEngine, the attention matrix of local layers, and what interleaving
-        receives ahead (4 + v border tensors in all [Empirical])."""
+        workspaces of cuBLAS and TransformerEngine, its user buffers, the attention matrix of local layers, and what
+        interleaving receives ahead (4 + v border tensors in all [Empirical])."""
         efficiency, runtime, job = self.efficiency, self.runtime, self.job
         handle = _DETERMINISTIC_WORKSPACE_MIB if runtime.deterministic else efficiency.cublas_workspace_mib
         workspace = 2 * handle * MIB
@@ -361,6 +357,9 @@ class CostModel:
         elif not job.flash_attention:
             heads = samples * self.model.num_heads / strategy.tp
             workspace += self._width * heads * job.seq_length**2 / strategy.cp
+        if runtime.overlap_tensor and strategy.tp > 1 and strategy.sequence_parallel:
+            tokens = samples * job.seq_length / strategy.cp
+            workspace += _USER_BUFFERS * self._width * tokens * self.model.hidden_size
         if virtual_stages > 1:
             workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
         return workspace

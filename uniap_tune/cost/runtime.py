@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from uniap_tune.spec import Cluster, Model
 from uniap_tune.strategy import Capabilities, Target
 
 # Modules that selective recomputation can name (Megatron's --recompute-modules).
@@ -28,6 +29,8 @@ class Runtime:
         cuda_graphs: kernels are replayed from CUDA graphs, so launching them costs no CPU time.
         overlap_experts: the exchange of experts' tokens runs behind the computation of another micro-batch (Megatron's
             ``--overlap-moe-expert-parallel-comm``).
+        overlap_tensor: GEMMs run while the activations they need or make are still on their way (TransformerEngine's
+            user buffers, Megatron's ``--tp-comm-overlap``).
         fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
         launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
@@ -61,6 +64,7 @@ class Runtime:
 
     cuda_graphs: bool = False
     overlap_experts: bool = False
+    overlap_tensor: bool = False
     fused_kernels: bool = True
     launch_s: float | None = None
     kernel_s: float = 2.0e-6
@@ -90,11 +94,19 @@ class Runtime:
         return -(-vocabulary // step) * step
 
 
-def default_runtime(capabilities: Capabilities) -> Runtime:
-    """What a target's current release does by default."""
+# Generations whose NVSwitches multicast, which TransformerEngine's user buffers use.
+_MULTICAST = ("hopper", "blackwell")
+# Bytes/s of a device to its domain that only NVSwitches reach; PCI Express 5 has 64e9, pairs of bridges up to 300e9.
+_SWITCHED = 400e9
+
+
+def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
+    """What plans for a target are launched with: the defaults of its current release, and for dense models, where the
+    hardware can, overlap of tensor-parallel communication."""
     if capabilities.target is Target.DEEPSPEED:
         return Runtime(vocab_multiple=1)
-    return Runtime()
+    switched = cluster.device.generation in _MULTICAST and cluster.intra.bandwidth >= _SWITCHED
+    return Runtime(overlap_tensor=switched and model.moe is None)
 
 
 # Megatron-LM before 2023: separate kernels, fp16, no FlashAttention. The loss in PyTorch makes several fp32 copies of

@@ -153,7 +153,7 @@ class DeepSpeedSetup:
             cluster=self.cluster,
             job=job,
             capabilities=capabilities,
-            runtime=default_runtime(capabilities),
+            runtime=default_runtime(capabilities, self.model, self.cluster),
             pp=self.pp,
             chunks=self._chunks(strategy),
             micro_batch=self.micro_batch * self.dp,

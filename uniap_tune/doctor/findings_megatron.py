@@ -76,14 +76,18 @@ def overlap_needs_sharded_optimizer(_case: Case, setup: MegatronSetup) -> Advice
 
 @megatron_finding(OVERLAP)
 def tensor_communication_exposed(case: Case, setup: MegatronSetup) -> Advice | None:
-    """Tensor-parallel communication takes a notable part of the step, and nothing asks for its overlap."""
+    """Tensor-parallel communication takes a notable part of the step, and nothing asks for its overlap, which only
+    TransformerEngine's layers have."""
     facts = setup.facts
     share = _share(case, TP_COMM)
     if facts.tp == 1 or facts.on("tp-comm-overlap") or not facts.sequence_parallel or share <= _NOTABLE:
         return None
+    if not setup.recipe.runtime.transformer_engine:
+        return None
     return Advice(
         sentence=f"tensor-parallel communication is {format_percent(share)} of the step and exposed; --tp-comm-overlap "
-        "(TransformerEngine's user buffers) hides a part that is not predicted",
+        "(TransformerEngine's user buffers) runs GEMMs meanwhile",
+        remedy=setup.changed("overlap", {"tp-comm-overlap": True}),
     )
 
 

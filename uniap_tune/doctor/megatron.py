@@ -108,7 +108,8 @@ class MegatronSetup:
         removed = sorted(name for name, value in values.items() if value is None and name in today)
         kept = {name: argument for name, argument in self.recipe.arguments.items() if name not in removed}
         arguments = kept | {name: _argument(name, value) for name, value in wanted.items()}
-        recipe = replace(self.recipe, arguments=arguments, job=job or self.recipe.job)
+        runtime = replace(self.recipe.runtime, overlap_tensor="tp-comm-overlap" in arguments)
+        recipe = replace(self.recipe, arguments=arguments, job=job or self.recipe.job, runtime=runtime)
         environment = self._queues(recipe)
         if environment:
             merged = {**self.recipe.environment, **environment}

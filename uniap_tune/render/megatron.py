@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from uniap_tune.cost.runtime import default_runtime
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.hardware import has_fused_attention
 from uniap_tune.megatron.facts import SHARDING_OF_ZERO
@@ -21,7 +22,7 @@ from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron_model import model_arguments
 from uniap_tune.render.shell import Arguments, Value, Variable, comment, script
 from uniap_tune.spec import Cluster, DType, Job, Model, OptimizerName, Recompute
-from uniap_tune.strategy import Strategy
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 from uniap_tune.targets import MEGATRON_MOMENTS, notes
 
 # NVIDIA generations from Blackwell on need no single work queue for tensor parallelism (arg:1474).
@@ -69,7 +70,7 @@ def megatron_launch(
     strategy = _one_grid(plan)
     groups: dict[str, Arguments] = {
         "MODEL": model_arguments(model, job, strategy.tp),
-        "PARALLEL": _parallel(plan, model, strategy),
+        "PARALLEL": _parallel(plan, model, cluster, strategy),
         "BATCH": {"--micro-batch-size": plan.micro_batch_size, "--global-batch-size": job.global_batch},
         "SHARDING": _sharding(strategy),
         "RECOMPUTE": _recompute(plan),
@@ -129,10 +130,14 @@ def megatron_files(
 
 
 def _mcore_files(launch: MegatronLaunch, header: str, *, interleaved: bool) -> dict[str, str]:
-    """Keyword arguments of megatron-core's configuration classes, as YAML and as Python."""
+    """Keyword arguments of megatron-core's configuration classes, as YAML and as Python.
+
+    Without overlap of tensor parallelism: training loops other than Megatron-LM's would have to make its user buffers
+    first (megatron/training/initialize.py, _initialize_tp_communicators)."""
     values = {
         name.removeprefix("--"): value.default if isinstance(value, Variable) else value
         for name, value in launch.arguments.items()
+        if name != "--tp-comm-overlap"
     }
     sections = mcore_sections(values, interleaved=interleaved)
     heading = f"# {comment(header)}\n# Keyword arguments of megatron-core's configuration classes.\n"
@@ -160,10 +165,12 @@ def _one_grid(plan: Plan) -> Strategy:
     return strategy
 
 
-def _parallel(plan: Plan, model: Model, strategy: Strategy) -> dict[str, Value]:
+def _parallel(plan: Plan, model: Model, cluster: Cluster, strategy: Strategy) -> dict[str, Value]:
     arguments: dict[str, Value] = {"--tensor-model-parallel-size": strategy.tp}
     if strategy.sequence_parallel:
         arguments["--sequence-parallel"] = True
+        if default_runtime(CAPABILITIES[Target.MEGATRON], model, cluster).overlap_tensor:
+            arguments["--tp-comm-overlap"] = True
     arguments |= pipeline_arguments(list(map(len, plan.virtual_stage_blocks())), model.mtp_layers, plan.virtual_stages)
     if strategy.cp > 1:
         arguments |= {"--context-parallel-size": strategy.cp, "--cp-comm-type": "p2p"}

@@ -52,6 +52,7 @@ MODEL_ARGS=(
 PARALLEL_ARGS=(
   --tensor-model-parallel-size 8
   --sequence-parallel
+  --tp-comm-overlap
   --pipeline-model-parallel-size 4
   --pipeline-model-parallel-layout 'Et*18|t*20|t*21|t*21L'
 )
