@@ -31,6 +31,13 @@ def test_a_group_across_nodes_uses_the_rails_of_all_its_local_ranks():
         assert NETWORK.all_gather(size, group) == pytest.approx((1 - 1 / group.size) * size / bandwidth)
 
 
+def test_a_domain_of_several_nodes_owns_the_rails_of_all_of_them():
+    """Two domains of two nodes: sixteen local ranks share sixteen rails of 25 GB/s, more than the intra link has."""
+    network = Network(replace(FREE, domain_size=16), IDEAL)
+    assert network.all_gather(1e9, Group(32, 1)) == pytest.approx(31 / 32 * 1e9 / 300e9)
+    assert network.all_gather(1e9, Group(16, 2)) == pytest.approx(15 / 16 * 1e9 / 200e9)
+
+
 def test_a_group_inside_the_domain_does_not_touch_the_network():
     assert NETWORK.local_ranks(Group(2, 4)) == 2
     assert NETWORK.local_ranks(Group(4, 4)) == 2

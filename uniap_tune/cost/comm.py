@@ -33,7 +33,6 @@ class Network:
         # one device's share of its node's rails; a ring through n devices of a node drives n shares
         share = cluster.inter.bandwidth * cluster.rails_per_node / cluster.devices_per_node
         self._inter_share = share * efficiency.network
-        self._inter_port = cluster.inter.bandwidth * cluster.rails_per_node * efficiency.network
         self._inter_latency = cluster.inter.latency_s + efficiency.collective_latency_s
 
     def local_ranks(self, group: Group) -> int:
@@ -49,7 +48,7 @@ class Network:
         nodes = -(-group.size // local)
         # A ring enters and leaves a domain once for each rail its local ranks own, so its bandwidth is the smaller
         # of the intra link and the rails of those ranks together.
-        bandwidth = min(self._inter_share * local, self._inter_port)
+        bandwidth = self._inter_share * local
         if local > 1:
             bandwidth = min(bandwidth, self._intra_bandwidth)
         latency = self._inter_latency * math.log2(max(2, nodes))
