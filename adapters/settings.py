@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uniap_tune.cost.runtime import overlaps_tensor
 from uniap_tune.errors import InputError
 from uniap_tune.megatron.facts import SHARDING_OF_ZERO
 from uniap_tune.recipe import Recipe
@@ -128,6 +129,8 @@ def settings_recipe(model: Model, cluster: Cluster, job: Job, settings: Settings
         raise InputError(f"--set ep: {model.name} has no experts", fix="leave out ep and etp")
     if tp > 1 and settings.sequence_parallel is not False:
         arguments["--sequence-parallel"] = True
+        if parallel and overlaps_tensor(model, cluster):
+            arguments["--tp-comm-overlap"] = True
     arguments |= {"--micro-batch-size": settings.count("mbs"), "--global-batch-size": job.global_batch}
     arguments |= _sharding(settings, overlap=parallel) | _recompute(settings)
     recipe = _listed("settings", arguments, model, job)
@@ -135,7 +138,7 @@ def settings_recipe(model: Model, cluster: Cluster, job: Job, settings: Settings
         key
         for key, said, matters in (
             ("sp", settings.sequence_parallel, tp > 1),
-            ("overlap", settings.overlap, data_parallel(settings, cluster) > 1),
+            ("overlap", settings.overlap, data_parallel(settings, cluster) > 1 or "--tp-comm-overlap" in arguments),
         )
         if said is None and matters
     ]

@@ -50,6 +50,8 @@ BREAKS: dict[str, dict[str, Any]] = {
     "feed_forward_divides": {"tensor-model-parallel-size": "4", "ffn-hidden-size": "1026"},
     "sequence_divides": {"tensor-model-parallel-size": "4", "sequence-parallel": True, "seq-length": "4098"},
     "overlap_needs_sequence_parallel": TP | {"tp-comm-overlap": True},
+    "overlap_is_not_deterministic": TP
+    | {"tp-comm-overlap": True, "sequence-parallel": True, "deterministic-mode": True},
     "one_queue": TP | {"env": {}},
     "context_divides": {"context-parallel-size": "4", "seq-length": "4100"},
     "context_heads": {"context-parallel-size": "8", "cp-comm-type": "a2a", "num-attention-heads": "4"},

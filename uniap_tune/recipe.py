@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from uniap_tune.cost.runtime import Runtime, default_runtime
+from uniap_tune.cost.runtime import Runtime, overlaps_tensor
 from uniap_tune.graph import LayerKind, LayerType, block_type
 from uniap_tune.megatron.facts import MegatronFacts
 from uniap_tune.plan import Plan
@@ -208,11 +208,12 @@ def today_run(recipe: Recipe, cluster: Cluster) -> Run:
 
 
 def plans_runtime(recipe: Recipe, cluster: Cluster) -> Runtime:
-    """The software of a recipe's plans: its own, and where its layers are TransformerEngine's also the overlap of
-    tensor-parallel communication that plans are launched with."""
-    usual = default_runtime(CAPABILITIES[Target.MEGATRON], recipe.model, cluster)
-    overlaps = recipe.runtime.overlap_tensor or (usual.overlap_tensor and recipe.runtime.transformer_engine)
-    return replace(recipe.runtime, overlap_tensor=overlaps)
+    """The software of a recipe's plans: its own, and where that can (TransformerEngine's layers, not deterministic)
+    also the overlap of tensor-parallel communication that plans are launched with."""
+    runtime = recipe.runtime
+    possible = runtime.transformer_engine and not runtime.deterministic
+    overlaps = runtime.overlap_tensor or (possible and overlaps_tensor(recipe.model, cluster))
+    return replace(runtime, overlap_tensor=overlaps)
 
 
 def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:

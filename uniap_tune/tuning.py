@@ -48,6 +48,7 @@ _DEGREES = ("context-parallel-size", "expert-model-parallel-size", "expert-tenso
 # Optional features that a plan may rule out, by the rule they break.
 _FEATURES: Mapping[str, tuple[str, ...]] = {
     "overlap_needs_sequence_parallel": ("tp-comm-overlap",),
+    "overlap_is_not_deterministic": ("tp-comm-overlap",),
     "expert_overlap": ("overlap-moe-expert-parallel-comm", "delay-wgrad-compute"),
     "optimizer_instances": ("num-distributed-optimizer-instances",),
     "offloaded_layers": ("cpu-offloading-num-layers",),

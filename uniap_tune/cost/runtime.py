@@ -101,12 +101,16 @@ _SWITCHED = 400e9
 
 
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
-    """What plans for a target are launched with: the defaults of its current release, and for dense models, where the
-    hardware can, overlap of tensor-parallel communication."""
+    """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
         return Runtime(vocab_multiple=1)
+    return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
+
+
+def overlaps_tensor(model: Model, cluster: Cluster) -> bool:
+    """Whether Megatron plans overlap tensor-parallel communication: dense models do, where the hardware can."""
     switched = cluster.device.generation in _MULTICAST and cluster.intra.bandwidth >= _SWITCHED
-    return Runtime(overlap_tensor=switched and model.moe is None)
+    return switched and model.moe is None
 
 
 # Megatron-LM before 2023: separate kernels, fp16, no FlashAttention. The loss in PyTorch makes several fp32 copies of

@@ -82,7 +82,7 @@ def tensor_communication_exposed(case: Case, setup: MegatronSetup) -> Advice | N
     share = _share(case, TP_COMM)
     if facts.tp == 1 or facts.on("tp-comm-overlap") or not facts.sequence_parallel or share <= _NOTABLE:
         return None
-    if not setup.recipe.runtime.transformer_engine:
+    if not setup.recipe.runtime.transformer_engine or setup.recipe.runtime.deterministic:
         return None
     return Advice(
         sentence=f"tensor-parallel communication is {format_percent(share)} of the step and exposed; --tp-comm-overlap "

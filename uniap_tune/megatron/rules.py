@@ -83,6 +83,14 @@ def overlap_needs_sequence_parallel(facts: MegatronFacts) -> str:
     return ""
 
 
+@rule("training/determinism.py, ARG_VALUES_REQUIRED_FOR_DETERMINISM")
+def overlap_is_not_deterministic(facts: MegatronFacts) -> str:
+    """Deterministic mode excludes tensor-parallel overlap."""
+    if facts.on("deterministic-mode") and facts.on("tp-comm-overlap"):
+        return "--deterministic-mode and --tp-comm-overlap exclude each other"
+    return ""
+
+
 @rule("arg:1477")
 def one_queue(facts: MegatronFacts) -> str:
     """Before Blackwell, TP and CP need CUDA_DEVICE_MAX_CONNECTIONS=1, so that collectives start in order."""

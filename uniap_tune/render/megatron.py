@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from uniap_tune.cost.runtime import default_runtime
+from uniap_tune.cost.runtime import overlaps_tensor
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.hardware import has_fused_attention
 from uniap_tune.megatron.facts import SHARDING_OF_ZERO
@@ -22,7 +22,7 @@ from uniap_tune.render.layout import pipeline_arguments
 from uniap_tune.render.megatron_model import model_arguments
 from uniap_tune.render.shell import Arguments, Value, Variable, comment, script
 from uniap_tune.spec import Cluster, DType, Job, Model, OptimizerName, Recompute
-from uniap_tune.strategy import CAPABILITIES, Strategy, Target
+from uniap_tune.strategy import Strategy
 from uniap_tune.targets import MEGATRON_MOMENTS, notes
 
 # NVIDIA generations from Blackwell on need no single work queue for tensor parallelism (arg:1474).
@@ -169,7 +169,7 @@ def _parallel(plan: Plan, model: Model, cluster: Cluster, strategy: Strategy) ->
     arguments: dict[str, Value] = {"--tensor-model-parallel-size": strategy.tp}
     if strategy.sequence_parallel:
         arguments["--sequence-parallel"] = True
-        if default_runtime(CAPABILITIES[Target.MEGATRON], model, cluster).overlap_tensor:
+        if overlaps_tensor(model, cluster):
             arguments["--tp-comm-overlap"] = True
     arguments |= pipeline_arguments(list(map(len, plan.virtual_stage_blocks())), model.mtp_layers, plan.virtual_stages)
     if strategy.cp > 1:
