@@ -333,14 +333,23 @@ class _Reader:
         return min(zero, 3)
 
     def _virtual_stages(self, pp: int, num_layers: int) -> int:
-        """The record's vp, where it divides the layers (with embedding and head, if need be)."""
+        """The record's vp, where it divides the layers (with embedding and head, if need be); where its source leaves
+        it out, that of NVIDIA's recipes, of which GPT-3 and Llama-2 have 1 or 2 layers in a chunk, Llama-3 4."""
         virtual = count(self._record, "vp", "virtual_stages")
+        if virtual is None and "vp" in self._missing() and self._is_bridge() and pp > 1 and num_layers % pp == 0:
+            self._assume("virtual stages of one layer: its source does not state them, and NVIDIA's recipes interleave")
+            return num_layers // pp
         if virtual is None or pp == 1:
             return 1
         parts = pp * virtual
         if parts > num_layers + 2:
             raise InputError(f"record has {parts} virtual stages for {num_layers} layers", fix="correct pp or vp")
         return virtual
+
+    def _missing(self) -> list[str]:
+        """Fields that the record says its source leaves out."""
+        missing = self._record.get("missing")
+        return names(missing) if isinstance(missing, list) else []
 
     def _recompute(self) -> tuple[Recompute, int | None]:
         """The mode, and the number of leading layers of a chunk it applies to (``None``: all)."""

@@ -353,3 +353,15 @@ def test_memory_of_a_stage_is_what_adds_up() -> None:
     assert stage["optimizer_states"] == pytest.approx(12 * parameters / 4)
     assert parameters == pytest.approx(6.74e9 / 2, rel=0.02)
     assert sum(stage.values()) > 20 * GIB
+
+
+def test_the_worth_of_overlapping_tensor_parallelism_is_predicted() -> None:
+    exposed = megatron("llama-2-7b", "1x8:h100", tp="8", arguments={"tp-comm-overlap": None})
+    finding = next(f for f in diagnose(exposed).findings if f.name == "tensor_communication_exposed")
+    assert finding.edits == ("--tp-comm-overlap",)
+    assert finding.lost_s is not None
+    assert finding.lost_s > 0
+    fixed = megatron("llama-2-7b", "1x8:h100", tp="8")
+    assert "tensor_communication_exposed" not in {f.name for f in diagnose(fixed).findings}
+    gained = predict(exposed.run()).step_time_s - predict(fixed.run()).step_time_s
+    assert finding.lost_s == pytest.approx(gained)

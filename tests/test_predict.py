@@ -4,11 +4,13 @@ import copy
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from tests.records import LLAMA, MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
+from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP
 from uniap_tune.errors import TuneError
@@ -296,3 +298,33 @@ def test_attention_of_the_generation_before_is_slower_only_on_its_successors():
     for gpu, slower in (("H100", True), ("A100", False)):
         nemo, bridge = seconds(gpu, "NVIDIA/NeMo"), seconds(gpu, "NVIDIA-NeMo/Megatron-Bridge")
         assert (nemo > 1.1 * bridge) is slower
+
+
+def test_tensor_parallelism_is_exposed_unless_the_software_overlaps_it():
+    plain, bridge = run_of(tp=8, dp=1), run_of(tp=8, dp=1, source="NVIDIA-NeMo/Megatron-Bridge")
+    assert not plain.runtime.overlap_tensor
+    assert bridge.runtime.overlap_tensor
+    overlapped = replace(plain, runtime=replace(plain.runtime, overlap_tensor=True))
+    saved = predict(plain).step_time_s - predict(overlapped).step_time_s
+    # two all-reduces of 8,192 x 4,096 16-bit elements each way of 32 layers, over eight devices, at 450 GB/s nominal
+    efficiency = load_efficiency("hopper")
+    reduced = 2 * 7 / 8 * 2 * 8192 * 4096 / (450e9 * efficiency.link)
+    transferred = 4 * 32 * 128 * reduced * (1 - efficiency.tp_exposed)
+    assert transferred < saved < 1.2 * transferred  # the rest are latencies
+    without_sequence = run_of(tp=8, dp=1, source="NVIDIA-NeMo/Megatron-Bridge", sequence_parallel=False)
+    assert predict(without_sequence).step_time_s > predict(bridge).step_time_s
+    assert predict(overlapped).peak_memory_bytes - predict(plain).peak_memory_bytes == 10 * 2 * 8192 * 4096
+
+
+def test_virtual_stages_that_a_source_leaves_out_are_those_of_nvidias_recipes():
+    """``missing`` tells a pipeline without virtual stages from one whose page does not print them."""
+    job = {"pp": 4, "tp": 2, "dp": 1, "source": "NVIDIA/NeMo"}
+    for changes, virtual in (
+        ({}, 1),
+        ({"missing": ["vp"]}, 8),
+        ({"missing": ["vp"], "vp": 2}, 2),
+        ({"missing": ["vp"], "source": "a page"}, 1),
+        ({"missing": "vp"}, 1),
+    ):
+        assert run_of(**{**job, **changes}).virtual_stages == virtual
+    assert not run_of(**job, missing=["vp"]).exact

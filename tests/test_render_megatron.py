@@ -15,13 +15,14 @@ from tests.plans import make_plan, make_stage
 from tests.test_render_layout import expand
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import read_model
+from uniap_tune.cost.model import CostModel
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.render import render
 from uniap_tune.render.megatron import megatron_launch
 from uniap_tune.render.megatron_model import model_arguments, padded_vocabulary
 from uniap_tune.render.shell import Value
 from uniap_tune.spec import DType, Job, Mla, Moe, OptimizerName, Position, Precision, QkNorm, Recompute
-from uniap_tune.strategy import Strategy, Target
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 JOB = Job(global_batch=64, seq_length=4096)
 NODE = read_cluster("1x8:h100")
@@ -50,6 +51,30 @@ def test_zero_stages() -> None:
         (True, True, "optim_grads"),
         (True, True, "optim_grads_params"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "strategy", "expected"),
+    [
+        ("llama-2-7b", "1x8:h100", {"tp": 8, "sequence_parallel": True}, True),
+        ("llama-2-7b", "1x8:b200", {"tp": 8, "sequence_parallel": True}, True),
+        ("llama-2-7b", "1x8:h100", {"tp": 8, "sequence_parallel": False}, False),
+        ("llama-2-7b", "1x8:h100", {"dp": 8}, False),
+        ("llama-2-7b", "1x8:a100", {"tp": 8, "sequence_parallel": True}, False),
+        ("llama-2-7b", "1x8:h100-pcie", {"tp": 8, "sequence_parallel": True}, False),
+        ("mixtral-8x7b", "1x8:h100", {"tp": 8, "etp": 8, "sequence_parallel": True}, False),
+    ],
+)
+def test_tensor_parallelism_overlaps_where_the_hardware_can(
+    model: str, cluster: str, strategy: dict[str, Any], expected: bool
+) -> None:
+    """As it is priced: user buffers multicast through the NVSwitches of Hopper and Blackwell."""
+    made = launch(model, cluster, [32], strategy)
+    found = megatron_launch(made.plan, made.model, made.cluster, made.job).arguments
+    assert ("--tp-comm-overlap" in found) is expected
+    costs = CostModel(made.model, made.cluster, made.job, CAPABILITIES[Target.MEGATRON])
+    priced = costs.runtime.overlap_tensor and made.plan.strategies[0].sequence_parallel
+    assert priced is expected
 
 
 def test_overlap_only_where_there_is_something_to_overlap() -> None:
