@@ -29,8 +29,8 @@ class Efficiency:
         gemm: fraction of peak FLOP/s of a large matrix multiplication at the clocks the power limit leaves.
         efficient_flops_per_watt: peak 16-bit FLOP/s a watt of the power limit up to which clocks hold under load.
         power_exponent: how clocks fall beyond it: with this power of the ratio.
-        quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak at those clocks; above one
-            where clocks are higher than with 16 bits, because a FLOP takes less power.
+        quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak at those clocks; above
+            one where clocks are higher than with 16 bits, because a FLOP takes less power.
         gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
         gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
         misaligned: times as long a GEMM takes whose rows are not multiples of 16 bytes.
