@@ -129,7 +129,7 @@ def settings_recipe(model: Model, cluster: Cluster, job: Job, settings: Settings
         raise InputError(f"--set ep: {model.name} has no experts", fix="leave out ep and etp")
     if tp > 1 and settings.sequence_parallel is not False:
         arguments["--sequence-parallel"] = True
-        if parallel and overlaps_tensor(model, cluster):
+        if parallel and overlaps_tensor(model, cluster, tp):
             arguments["--tp-comm-overlap"] = True
     arguments |= {"--micro-batch-size": settings.count("mbs"), "--global-batch-size": job.global_batch}
     arguments |= _sharding(settings, overlap=parallel) | _recompute(settings)

@@ -17,6 +17,7 @@ from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import read_model
 from uniap_tune.cost.model import CostModel
 from uniap_tune.errors import UnsupportedError
+from uniap_tune.graph import block_type
 from uniap_tune.render import render
 from uniap_tune.render.megatron import megatron_launch
 from uniap_tune.render.megatron_model import model_arguments, padded_vocabulary
@@ -61,6 +62,7 @@ def test_zero_stages() -> None:
         ("llama-2-7b", "1x8:h100", {"tp": 8, "sequence_parallel": False}, False),
         ("llama-2-7b", "1x8:h100", {"dp": 8}, False),
         ("llama-2-7b", "1x8:a100", {"tp": 8, "sequence_parallel": True}, False),
+        ("llama-2-7b", "2x4:gb200", {"tp": 8, "sequence_parallel": True}, False),
         ("llama-2-7b", "1x8:h100-pcie", {"tp": 8, "sequence_parallel": True}, False),
         ("mixtral-8x7b", "1x8:h100", {"tp": 8, "etp": 8, "sequence_parallel": True}, False),
     ],
@@ -73,8 +75,12 @@ def test_tensor_parallelism_overlaps_where_the_hardware_can(
     found = megatron_launch(made.plan, made.model, made.cluster, made.job).arguments
     assert ("--tp-comm-overlap" in found) is expected
     costs = CostModel(made.model, made.cluster, made.job, CAPABILITIES[Target.MEGATRON])
-    priced = costs.runtime.overlap_tensor and made.plan.strategies[0].sequence_parallel
-    assert priced is expected
+    exposed = CostModel(
+        made.model, made.cluster, made.job, costs.capabilities, runtime=replace(costs.runtime, overlap_tensor=False)
+    )
+    block, grid = block_type(made.model, 0), made.plan.strategies[0]
+    seconds = [c.layer_cost(block, grid, samples=1, pp=1, num_microbatches=1).time for c in (costs, exposed)]
+    assert (seconds[0] < seconds[1]) is expected
 
 
 def test_overlap_only_where_there_is_something_to_overlap() -> None:

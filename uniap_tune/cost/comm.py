@@ -27,6 +27,7 @@ class Network:
     """Prices collectives of process groups on one cluster."""
 
     def __init__(self, cluster: Cluster, efficiency: Efficiency) -> None:
+        self._node = cluster.devices_per_node
         self._domain = min(cluster.fast_domain, cluster.num_devices)
         self._intra_bandwidth = cluster.intra.bandwidth * efficiency.link
         self._intra_latency = cluster.intra.latency_s + efficiency.collective_latency_s
@@ -114,6 +115,11 @@ class Network:
     def inter_seconds_per_byte(self) -> float:
         """Inverse bandwidth of one device's share of the network."""
         return 1 / self._inter_share
+
+    @property
+    def node(self) -> int:
+        """Devices of a node."""
+        return self._node
 
     @property
     def domain(self) -> int:

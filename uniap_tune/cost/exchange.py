@@ -70,10 +70,15 @@ class ExchangeModel:
         if layer.kind is LayerKind.HEAD:
             half = reduce / 2
             return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = 2 * reduce * (self._tensor_exposed if shape.sp > 1 else 1.0)
+        tensor = 2 * reduce * self._exposed(shape)
         cp_forward, cp_backward = self._ring(layer, shape)
         expert = self._experts(layer, shape, border)
         return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
+
+    def _exposed(self, shape: Shape) -> float:
+        """Part of tensor-parallel communication that nothing hides: user buffers hold parts of a sequence and reach the
+        devices of a node."""
+        return self._tensor_exposed if 1 < shape.sp <= self._network.node else 1.0
 
     def _experts(self, layer: LayerType, shape: Shape, border: float) -> float:
         """Exposed seconds each way of dispatching tokens to experts and combining them again. Where that overlaps, the

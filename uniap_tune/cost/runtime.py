@@ -107,10 +107,11 @@ def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) 
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
 
 
-def overlaps_tensor(model: Model, cluster: Cluster) -> bool:
-    """Whether Megatron plans overlap tensor-parallel communication: dense models do, where the hardware can."""
+def overlaps_tensor(model: Model, cluster: Cluster, tp: int = 1) -> bool:
+    """Whether Megatron plans overlap tensor-parallel communication: dense models do inside a node, where the hardware
+    can."""
     switched = cluster.device.generation in _MULTICAST and cluster.intra.bandwidth >= _SWITCHED
-    return switched and model.moe is None
+    return switched and model.moe is None and tp <= cluster.devices_per_node
 
 
 # Megatron-LM before 2023: separate kernels, fp16, no FlashAttention. The loss in PyTorch makes several fp32 copies of

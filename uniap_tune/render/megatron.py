@@ -169,7 +169,7 @@ def _parallel(plan: Plan, model: Model, cluster: Cluster, strategy: Strategy) ->
     arguments: dict[str, Value] = {"--tensor-model-parallel-size": strategy.tp}
     if strategy.sequence_parallel:
         arguments["--sequence-parallel"] = True
-        if overlaps_tensor(model, cluster):
+        if overlaps_tensor(model, cluster, strategy.tp):
             arguments["--tp-comm-overlap"] = True
     arguments |= pipeline_arguments(list(map(len, plan.virtual_stage_blocks())), model.mtp_layers, plan.virtual_stages)
     if strategy.cp > 1:
