@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured"
+_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured"
+MEASURED = Path(os.environ.get("UNIAP_MEASURED") or _BESIDE)
+NOT_MEASURED = "no measured data in $UNIAP_MEASURED nor beside the checkout"
 
 LLAMA = {
     "name": "llama3_8b",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.records import MEASURED, record
+from tests.records import MEASURED, NOT_MEASURED, record
 from uniap_tune.accuracy import (
     Case,
     Measured,
@@ -125,7 +125,7 @@ def test_accuracy_adds_a_summary(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def measured_cases() -> list[Case]:
     if not MEASURED.is_dir():
-        pytest.skip("no measured data beside the checkout")
+        pytest.skip(NOT_MEASURED)
     return collapse(
         Case(file=path.name, run=one.run, measured=one.measured, prediction=one.prediction)
         for path in sorted(MEASURED.glob("*.jsonl"))

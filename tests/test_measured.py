@@ -6,24 +6,20 @@ The records are read from ``$UNIAP_MEASURED`` or from beside the checkout, and t
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.records import MEASURED, NOT_MEASURED
 from uniap_tune.cli import main
-
-ROOT = Path(__file__).parent.parent
-FOLDER = Path(os.environ.get("UNIAP_MEASURED") or ROOT.parent / "shared" / "data" / "measured")
 
 
 @cache
 def _text(name: str) -> str:
-    path = FOLDER / name
+    path = MEASURED / name
     if not path.is_file():
-        pytest.skip(f"{name} is not in $UNIAP_MEASURED nor beside the checkout")
+        pytest.skip(f"{name}: {NOT_MEASURED}")
     return str(path)
 
 

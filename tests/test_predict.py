@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.records import LLAMA, MEASURED, megatron_record, record
+from tests.records import LLAMA, MEASURED, NOT_MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
 from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
@@ -261,7 +261,7 @@ def test_damaged_records_give_a_reason_never_a_crash():
             assert evaluated.prediction.peak_memory_bytes > 0
 
 
-@pytest.mark.skipif(not MEASURED.is_dir(), reason="no measured data beside the checkout")
+@pytest.mark.skipif(not MEASURED.is_dir(), reason=NOT_MEASURED)
 def test_only_what_cannot_be_meant_is_skipped():
     reasons = ("adapters", "not a transformer alone", "offloads to the host")
     for path in sorted(MEASURED.glob("*.jsonl")):
