@@ -218,18 +218,16 @@ def plans_runtime(recipe: Recipe, cluster: Cluster) -> Runtime:
 
 def plan_run(recipe: Recipe, cluster: Cluster, plan: Plan) -> Run:
     """A plan for the recipe, to be priced by the same code as :func:`today_run`."""
-    strategy = plan.strategies[0]
-    runtime = plans_runtime(recipe, cluster)
     blocks, index = [], 0
     for chunk in plan.virtual_stage_blocks():
         modes = [strategy.recompute for strategy in chunk]
         blocks.append([(block_type(recipe.model, index + place), mode) for place, mode in enumerate(modes)])
         index += len(modes)
     return _run(
-        replace(recipe, runtime=replace(runtime, overlap_tensor=runtime.overlap_tensor and strategy.sequence_parallel)),
+        replace(recipe, runtime=plans_runtime(recipe, cluster)),
         cluster,
         pp=plan.pp,
-        strategy=strategy,
+        strategy=plan.strategies[0],
         blocks=blocks,
         micro_batch=plan.micro_batch_size,
         num_microbatches=plan.num_microbatches,
