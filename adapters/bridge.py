@@ -226,7 +226,8 @@ def _path(name: str, source: BridgeSource) -> tuple[str, ...]:
         return ("checkpoint", "ckpt_format")
     if name == "tp-comm-overlap":
         settings, _ = read_settings(source.file, source.function)
-        return (_OVERLAPS if any(path[0] == _OVERLAPS for path in settings) else "model", _TENSOR_OVERLAP)
+        said = [*settings, *(path for path, _ in source.overrides)]
+        return (_OVERLAPS if any(path[0] == _OVERLAPS for path in said) else "model", _TENSOR_OVERLAP)
     keys = [key for key, meant in KEYS.items() if meant == name]
     keys += [key for key, (meant, _) in SWITCHES.items() if meant == name]
     if not keys:

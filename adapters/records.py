@@ -395,13 +395,14 @@ class _Reader:
         # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
         graphs = whole and implementation != "none"
         overlap = bool(flag(self._settings, "moe_a2a_overlap"))
+        tensor = self._is_bridge() and model.moe is None
         if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
-            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap, overlap_tensor=model.moe is None)
+            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap, overlap_tensor=tensor)
         modules = self._settings.get("offload_modules")
         return Runtime(
             cuda_graphs=graphs,
             overlap_experts=overlap,
-            overlap_tensor=self._is_bridge() and model.moe is None,
+            overlap_tensor=tensor,
             loss_bytes=4.0,
             narrow_parameters=self._is_bridge(),
             offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),

@@ -42,7 +42,8 @@ class ExchangeModel:
     ) -> None:
         self._model = model
         self._overlap_experts = runtime.overlap_experts
-        self._tensor_exposed = efficiency.tp_exposed if runtime.overlap_tensor else 1.0
+        self._overlap_tensor = runtime.overlap_tensor
+        self._tensor_exposed = efficiency.tp_exposed
         self._job = job
         self._network = network
         self._compute = compute
@@ -70,15 +71,15 @@ class ExchangeModel:
         if layer.kind is LayerKind.HEAD:
             half = reduce / 2
             return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = 2 * reduce * self._exposed(shape)
+        tensor = 2 * reduce * (self._tensor_exposed if self.overlaps_tensor(shape.sp) else 1.0)
         cp_forward, cp_backward = self._ring(layer, shape)
         expert = self._experts(layer, shape, border)
         return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
 
-    def _exposed(self, shape: Shape) -> float:
-        """Part of tensor-parallel communication that nothing hides: user buffers hold parts of a sequence and reach the
-        devices of a node."""
-        return self._tensor_exposed if 1 < shape.sp <= self._network.node else 1.0
+    def overlaps_tensor(self, sp: int) -> bool:
+        """Whether GEMMs hide tensor-parallel communication over ``sp`` parts of a sequence: user buffers hold such
+        parts, and reach the devices of a node."""
+        return self._overlap_tensor and 1 < sp <= self._network.node
 
     def _experts(self, layer: LayerType, shape: Shape, border: float) -> float:
         """Exposed seconds each way of dispatching tokens to experts and combining them again. Where that overlaps, the

@@ -357,7 +357,7 @@ class CostModel:
         elif not job.flash_attention:
             heads = samples * self.model.num_heads / strategy.tp
             workspace += self._width * heads * job.seq_length**2 / strategy.cp
-        if runtime.overlap_tensor and strategy.tp > 1 and strategy.sequence_parallel:
+        if self._exchange.overlaps_tensor(strategy.tp if strategy.sequence_parallel else 1):
             tokens = samples * job.seq_length / strategy.cp
             workspace += _USER_BUFFERS * self._width * tokens * self.model.hidden_size
         if virtual_stages > 1:
