@@ -33,7 +33,7 @@ _DEVICE_KEYS = (
     "base", "name", "vendor", "generation", "memory", "memory_bandwidth", "num_sms", "watts", "peak_flops",
     "source",
 )  # fmt: skip
-_LINK_KEYS = ("bandwidth", "latency")
+_LINK_KEYS = ("bandwidth", "latency", "mesh")
 
 # What NCCL assumes for a step of a ring (src/graph/tuning.cc, hwLat, ring/Simple): PCI 5.7 us, network 14.0 us. They
 # stand in for latencies that the description of a device from scratch leaves out.
@@ -101,7 +101,11 @@ def describe(cluster: Cluster) -> dict[str, object]:
             "peak_flops": {dtype.value: device.peak_flops[dtype] for dtype in DType if dtype in device.peak_flops},
             "source": device.source,
         },
-        "intra": {"bandwidth": cluster.intra.bandwidth, "latency": cluster.intra.latency_s},
+        "intra": {
+            "bandwidth": cluster.intra.bandwidth,
+            "latency": cluster.intra.latency_s,
+            **({"mesh": True} if cluster.intra.mesh else {}),
+        },
         "inter": {"bandwidth": cluster.inter.bandwidth, "latency": cluster.inter.latency_s},
         "rails_per_node": cluster.rails_per_node,
     }
@@ -235,6 +239,14 @@ class _Table:
             raise InputError(f"{self.where(key)}: must be a whole number, not {number:g}", fix="correct it")
         return None if number is None else int(number)
 
+    def flag(self, key: str) -> bool | None:
+        value = self.entries.get(key)
+        if value is None:
+            return None
+        if str(value).lower() not in ("true", "false"):  # YAML scalars are read as text
+            raise InputError(f"{self.where(key)}: must be true or false, not {_shown(value)}", fix="correct it")
+        return str(value).lower() == "true"
+
     def table(self, key: str) -> _Table | None:
         value = self.entries.get(key)
         if value is None:
@@ -365,4 +377,7 @@ def _link(table: _Table, key: str, default: Link | None, default_latency_s: floa
         bandwidth = default.bandwidth
     if latency is None:
         latency = default.latency_s if default else default_latency_s
-    return Link(bandwidth=bandwidth, latency_s=latency)
+    mesh = entries.flag("mesh")
+    if mesh is None:
+        mesh = default.mesh if default else False
+    return Link(bandwidth=bandwidth, latency_s=latency, mesh=mesh)

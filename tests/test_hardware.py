@@ -53,8 +53,8 @@ def test_names_people_and_drivers_use(name: str, canonical: str) -> None:
 def test_what_is_shipped() -> None:
     assert set(hardware.devices()) == {
         "v100-16gb", "v100-32gb", "a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "h100-sxm",
-        "h100-pcie", "h200", "b200", "gb200", "b300", "gb300", "l4", "a10g", "l40s", "rtx-4090", "titan-xp", "mi250x",
-        "mi300x",
+        "a800-sxm", "h100-pcie", "h200", "h800-sxm", "h20", "b200", "gb200", "b300", "gb300", "t4", "l4", "a10g", "a10",
+        "a40", "rtx-a6000", "rtx-3090", "l40", "rtx-6000-ada", "l40s", "rtx-4090", "titan-xp", "mi250x", "mi300x",
     }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_plausible(name: str) -> None:
     for narrow, wide in ((DType.FP8, DType.BF16), (DType.MXFP8, DType.BF16), (DType.NVFP4, DType.FP8)):
         if narrow in peaks:  # half the bits, twice the rate; Blackwell Ultra has three times the FP8 rate in FP4
             assert 1.98 <= peaks[narrow] / peaks[wide] <= 3.01
-    assert (DType.BF16 in peaks) == (device.generation not in {"volta", "pascal"})
+    assert (DType.BF16 in peaks) == (device.generation not in {"volta", "turing", "pascal"})
     assert (DType.NVFP4 in peaks) == (DType.MXFP8 in peaks) == (device.generation == "blackwell")
     # FLOP per byte of memory traffic at which a kernel becomes compute-bound
     assert 10 < peaks[DType.FP16] / device.memory_bandwidth < 500
@@ -97,7 +97,8 @@ def test_plausible(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "nominal_gb"),
     [("v100-16gb", 16), ("v100-32gb", 32), ("a100-40gb-sxm", 40), ("a100-80gb-sxm", 80), ("h100-sxm", 80), ("l4", 24),
-     ("l40s", 48), ("rtx-4090", 24), ("mi300x", 192), ("mi250x", 64), ("titan-xp", 12)],
+     ("l40s", 48), ("rtx-4090", 24), ("mi300x", 192), ("mi250x", 64), ("titan-xp", 12), ("t4", 16), ("a10", 24),
+     ("a40", 48), ("rtx-a6000", 48), ("rtx-3090", 24), ("h20", 96), ("rtx-6000-ada", 48)],
 )  # fmt: skip
 def test_the_driver_leaves_a_little_less_than_the_datasheet_says(name: str, nominal_gb: int) -> None:
     assert 0.9 < hardware.device(name).memory_bytes / (nominal_gb * GIB) < 1
@@ -161,7 +162,7 @@ def _nodes_table() -> str:
             f"`{name}`",
             str(entry["devices"]),
             str(entry.get("domain", entry["devices"])),
-            f"{entry['intra_gbps']:g} GB/s, {entry['intra_latency_s'] * 1e6:g} us",
+            f"{entry['intra_gbps']:g} GB/s{' (mesh)' * entry.get('mesh', False)}, {entry['intra_latency_s'] * 1e6:g} us",
             f"{entry['rails']} x {entry['rail_gbps'] * 8:g} Gb/s, {entry['inter_latency_s'] * 1e6:g} us",
             entry["source"],
         ]

@@ -141,7 +141,9 @@ def _nodes() -> Mapping[str, NodeDefaults]:
     return {
         name: NodeDefaults(
             devices=table["devices"],
-            intra=Link(bandwidth=table["intra_gbps"] * 1e9, latency_s=table["intra_latency_s"]),
+            intra=Link(
+                bandwidth=table["intra_gbps"] * 1e9, latency_s=table["intra_latency_s"], mesh=table.get("mesh", False)
+            ),
             inter=Link(bandwidth=table["rail_gbps"] * 1e9, latency_s=table["inter_latency_s"]),
             rails=table["rails"],
             domain_size=table.get("domain"),

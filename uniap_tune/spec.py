@@ -213,11 +213,13 @@ class Device:
 class Link:
     """A link in the alpha-beta model: a message of n bytes takes ``latency_s + n / bandwidth`` seconds.
 
-    ``bandwidth`` is one direction, bytes/s, of one device's (or one rail's) port.
+    ``bandwidth`` is one direction, bytes/s, of one device's (or one rail's) port. ``mesh``: the port is no way to a
+    switch but a bundle of equal links, one to each other device of the domain.
     """
 
     bandwidth: float
     latency_s: float
+    mesh: bool = False
 
     def __post_init__(self) -> None:
         _require_positive("link", "bandwidth", self.bandwidth)

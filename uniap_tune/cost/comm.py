@@ -30,6 +30,7 @@ class Network:
         self._node = cluster.devices_per_node
         self._domain = min(cluster.fast_domain, cluster.num_devices)
         self._intra_bandwidth = cluster.intra.bandwidth * efficiency.link
+        self._mesh = cluster.intra.mesh
         self._intra_latency = cluster.intra.latency_s + efficiency.collective_latency_s
         # one device's share of its node's rails; a ring through n devices of a node drives n shares
         share = cluster.inter.bandwidth * cluster.rails_per_node / cluster.devices_per_node
@@ -42,16 +43,20 @@ class Network:
             return group.size
         return max(1, min(group.size, self._domain // group.stride))
 
+    def _inside(self, ranks: int) -> float:
+        """Bandwidth of each of ``ranks`` devices of a domain to the others: all of its port, or its links to them."""
+        return self._intra_bandwidth * ((ranks - 1) / (self._domain - 1) if self._mesh and ranks > 1 else 1.0)
+
     def _bandwidth_latency(self, group: Group) -> tuple[float, float]:
         local = self.local_ranks(group)
         if local == group.size:
-            return self._intra_bandwidth, self._intra_latency * math.log2(max(2, local))
+            return self._inside(local), self._intra_latency * math.log2(max(2, local))
         nodes = -(-group.size // local)
         # A ring enters and leaves a domain once for each rail its local ranks own, so its bandwidth is the smaller
         # of the intra link and the rails of those ranks together.
         bandwidth = self._inter_share * local
         if local > 1:
-            bandwidth = min(bandwidth, self._intra_bandwidth)
+            bandwidth = min(bandwidth, self._inside(local))
         latency = self._inter_latency * math.log2(max(2, nodes))
         if local > 1:
             latency += self._intra_latency * math.log2(local)
@@ -83,7 +88,7 @@ class Network:
             return 0.0
         local = self.local_ranks(group)
         domains = -(-group.size // local)
-        inside = size * copies * (local - 1) / local / self._intra_bandwidth
+        inside = size * copies * (local - 1) / local / self._inside(local)
         latency = self._intra_latency
         outside = 0.0
         if domains > 1:
@@ -99,7 +104,7 @@ class Network:
         """
         if size <= 0:
             return 0.0
-        inside = self._intra_latency + size / self._intra_bandwidth
+        inside = self._intra_latency + size / self._inside(2)
         outside = self._inter_latency + size / self._inter_share
         if stride >= self._domain:
             return outside

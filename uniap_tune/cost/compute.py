@@ -19,10 +19,15 @@ from uniap_tune.graph import LayerKind, LayerType, block_type
 from uniap_tune.spec import Device, DType, Job, Mla, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
-# Bytes an element of the attention matrix moves each way: scores written by one kernel and read by the next, softmax
-# read and written [Empirical on top of these four]; dropout reads and writes 16 bits and a mask.
-_SOFTMAX_BYTES = 8.0
+# Bytes an element of the attention matrix moves: softmax writes all and reads what is not masked, backward two such
+# matrices [Empirical: half as much again as 16 bits each]; dropout reads and writes 16 bits and a mask each way.
+_SOFTMAX_WRITTEN = 3.0
+_SOFTMAX_READ = 3.0
 _DROPOUT_BYTES = 5.0
+# How much longer the multiplications of an attention core take than a large one of their FLOPs [Empirical]: scores and
+# context of V100, A10G, L4 and A100, profiled operator by operator (Dazz993/Mist, benchmark/superscaler/results-ref).
+_BATCHED = 1.4
+_MISALIGNED_HEADS = 6.0  # heads whose rows are no multiples of 16 bytes [Empirical]: bigscience, tr11-176B chronicles
 # Bytes an element of a linear layer's input (output gradient) moves to be quantized: read as 16 bits, written as 8 bits
 # in rows and columns; the input's columns are made for backward from the narrow copy.
 _CAST_FORWARD = 5.0
@@ -34,6 +39,8 @@ _COLLECTIVE_LAUNCHES = 2.5
 _EXPERT_WAIT = 0.6
 _LAUNCH_NORM = 7.5  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
+_WHOLE_LINES = 64  # 16-bit elements in 128 bytes (the same, table 1, for A100; arXiv 2401.14489 section VI)
+_WHOLE_LINES = 64  # 16-bit elements in 128 bytes (the same, table 1: A100; arXiv 2401.14489 section VI)
 _HALF = (DType.FP16, DType.BF16)
 
 
@@ -98,14 +105,13 @@ class ComputeModel:
         self._efficiency = efficiency
         dtype = job.precision.compute
         clocks = efficiency.clocks(device)
-        self._wide = (
-            clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype)) * efficiency.gemm
-        )
+        peak = clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype))
+        self._wide = peak * efficiency.large_gemm(device)
         self._narrow = self._wide
         self._is_quantized = dtype not in (DType.FP32, *_HALF) and dtype in device.peak_flops
         if self._is_quantized:
             self._narrow = clocks * _peak(device, dtype) * efficiency.quantized[dtype]
-        self._attention_peak = self._wide / efficiency.gemm
+        self._attention_peak = peak
         self._bandwidth = device.memory_bandwidth * efficiency.memory
         self._sms = device.num_sms
         self._width = 4 if dtype is DType.FP32 else 2
@@ -165,22 +171,23 @@ class ComputeModel:
         return sum(self._gemm(g.m, g.n, g.k, g) for g in gemms)
 
     def _kernels(self, gemms: int, shape: Shape, *, experts: bool) -> float:
-        """Kernels of a block's forward pass, in units of one launch from Python.
+        """Kernels of a block's forward pass, in units of one launch.
 
         Megatron's fused softmax needs a multiple of four (sample, head) pairs a rank, else scaling, masking and
         softmax are kernels of their own (megatron/core/fusions/fused_softmax.py).
         """
         kernels = 10.0 + 2 * gemms
         if experts and self._model.moe is not None:
-            # routing, permutation and dispatch; then two GEMMs of each local expert and what they multiply [Empirical]
-            kernels += 55 + 4 * self._model.moe.num_experts / shape.ep
+            # routing, permutation and dispatch; then the GEMMs of the local experts, many in one call [Empirical]
+            kernels += 10 + 1.5 * self._model.moe.num_experts / shape.ep
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:
             kernels += 4
             if shape.samples * self._model.num_heads // shape.tp % 4:
                 kernels += 20
-        return kernels + (_COLLECTIVE_LAUNCHES * 2 if shape.tp > 1 else 0)
+        collectives = 0 if shape.tp == 1 else 2 if shape.sp == 1 else 4
+        return kernels + _COLLECTIVE_LAUNCHES * collectives
 
     def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
         """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
@@ -191,9 +198,15 @@ class ComputeModel:
         rate = self._narrow if gemm.quantized else self._wide
         # filling and draining a tile takes a fixed time, so faster formats lose more of their rate to it
         ramp = efficiency.gemm_k_ramp * rate / self._wide
-        compute = 2.0 * m * n * k * idle * (1 + ramp / k) / rate
+        compute = 2.0 * m * n * k * idle * (1 + ramp / k) * self._ragged(gemm) / rate
         size = self._width * (m * k + k * n) + (8 if gradient else self._width) * m * n
         return gemm.count * max(compute, size / self._bandwidth)
+
+    def _ragged(self, gemm: _Gemm) -> float:
+        """How much longer a GEMM takes because rows of its matrices end within 16 bytes, or within 128."""
+        if gemm.n % _ALIGNED or gemm.k % _ALIGNED:
+            return self._efficiency.misaligned
+        return self._efficiency.ragged if gemm.n % _WHOLE_LINES or gemm.k % _WHOLE_LINES else 1.0
 
     def _attention(self, layer: LayerType, shape: Shape) -> _Attention:
         seq = self._job.sequence(encoder=layer.encoder)
@@ -211,27 +224,31 @@ class ComputeModel:
         heads = shape.samples * model.num_heads / shape.tp
         area = pairs / shape.cp
         if not self._job.flash_attention:
-            return self._unfused(heads, rows / shape.cp, seq, head_width, value_width)
+            return self._unfused(heads, rows / shape.cp, seq, (head_width, value_width), pairs / (rows * seq))
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency
         peak = self._attention_peak * self._runtime.flash_share
         peak *= efficiency.flash_previous if self._runtime.previous_attention else 1.0
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
-    def _unfused(self, heads: float, rows: float, seq: int, head_width: int, value_width: int) -> _Attention:
-        """Batched GEMMs over all pairs, and scaling, softmax and dropout by bytes."""
-        scores = _Gemm(rows, seq, head_width, heads, quantized=False)
-        context = _Gemm(rows, value_width, seq, heads, quantized=False)
-        moved = _SOFTMAX_BYTES + (_DROPOUT_BYTES if self._model.attention_dropout else 0.0)
-        softmax = moved * heads * rows * seq / self._bandwidth
+    def _unfused(self, heads: float, rows: float, seq: int, widths: tuple[int, int], seen: float) -> _Attention:
+        """Batched GEMMs over all pairs, and softmax (of the part ``seen`` that is not masked) and dropout by bytes."""
+        scores = _Gemm(rows, seq, widths[0], heads, quantized=False)
+        context = _Gemm(rows, widths[1], seq, heads, quantized=False)
+        dropout = _DROPOUT_BYTES if self._model.attention_dropout else 0.0
+        area = heads * rows * seq / self._bandwidth
         forward = self._batched(scores) + self._batched(context)
-        return _Attention(forward + softmax, 2 * forward + softmax)
+        return _Attention(
+            forward + (_SOFTMAX_WRITTEN + _SOFTMAX_READ * seen + dropout) * area,
+            2 * forward + (_SOFTMAX_WRITTEN + 2 * _SOFTMAX_READ * seen + dropout) * area,
+        )
 
     def _batched(self, gemm: _Gemm) -> float:
         tiles = math.ceil(gemm.m / _TILE) * math.ceil(gemm.n / _TILE) * gemm.count / self._sms
         idle = math.pow(math.ceil(tiles) / tiles, self._efficiency.gemm_wave_exponent)
         compute = 2 * gemm.m * gemm.n * gemm.k * gemm.count * idle / self._wide
-        compute *= 1 + self._efficiency.gemm_k_ramp / gemm.k
+        compute *= _BATCHED * (1 + self._efficiency.gemm_k_ramp / gemm.k)
+        compute *= _MISALIGNED_HEADS if min(gemm.n, gemm.k) % _ALIGNED else 1.0
         size = self._width * gemm.count * (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n)
         return max(compute, size / self._bandwidth)
 
@@ -275,9 +292,7 @@ class ComputeModel:
         tokens = shape.samples * self._job.seq_length / shape.cp
         rows = self._runtime.vocab_rows(model.vocab_size, shape.tp) / shape.tp
         logits = tokens * rows
-        # matrices whose rows do not start at multiples of 16 bytes cannot be loaded by the fast kernels
-        slower = 1.0 if rows % _ALIGNED == 0 else self._efficiency.misaligned
-        gemm = _Gemm(tokens, rows, model.hidden_size, slower, quantized=False)
+        gemm = _Gemm(tokens, rows, model.hidden_size, quantized=False)
         loss = self._runtime.loss_traffic * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
         forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
@@ -308,8 +323,7 @@ class ComputeModel:
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        launch = self._efficiency.launch_s if self._runtime.launch_s is None else self._runtime.launch_s
-        floor = kernels * launch
+        floor = kernels * self._runtime.launch_s
         gpu += _EXPERT_WAIT * floor if experts else 0.0
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)

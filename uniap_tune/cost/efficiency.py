@@ -18,6 +18,8 @@ from typing import Any
 from uniap_tune.spec import Device, DType
 
 GENERIC = "generic"
+# 16-bit FLOP/s of one multiprocessor: A10G has 0.9e12, RTX 4090 1.3e12, V100 1.6e12, A100 2.9e12.
+_FED = 1.4e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Efficiency:
     Attributes:
         generation: the file it came from.
         gemm: fraction of peak FLOP/s of a large matrix multiplication at the clocks the power limit leaves.
+        gemm_fed: the same where a multiprocessor's units are so slow (``_FED``) that registers and shared memory keep up:
+            GPUs that accumulate in FP32 at half rate, or without tensor cores.
         efficient_flops_per_watt: peak 16-bit FLOP/s a watt of the power limit up to which clocks hold under load.
         power_exponent: how clocks fall beyond it: with this power of the ratio.
         quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak at those clocks; above
@@ -34,12 +38,12 @@ class Efficiency:
         gemm_wave_exponent: how much of the idle part of the last wave of tiles costs time (1: all of it).
         gemm_k_ramp: elements of k that prologue and epilogue of a tile cost.
         misaligned: times as long a GEMM takes whose rows are not multiples of 16 bytes.
+        ragged: times as long it takes where they are, but not of 128 bytes.
         memory: fraction of the nominal memory bandwidth that element-wise kernels reach.
         flash: fraction of peak FLOP/s of fused attention, forward.
         flash_backward: fraction of peak FLOP/s of fused attention, backward.
         flash_previous: rate of fused attention written for the generation before (FlashAttention 2 on Hopper), relative
             to kernels that use the generation's own instructions.
-        launch_s: CPU seconds to launch one kernel from Python.
         link: fraction of the intra-domain link's nominal bandwidth that collectives reach.
         network: the same for the network between domains.
         collective_latency_s: seconds a step of a collective adds to the link's latency.
@@ -59,17 +63,18 @@ class Efficiency:
 
     generation: str
     gemm: float
+    gemm_fed: float
     efficient_flops_per_watt: float
     power_exponent: float
     quantized: Mapping[DType, float]
     gemm_wave_exponent: float
     gemm_k_ramp: float
     misaligned: float
+    ragged: float
     memory: float
     flash: float
     flash_backward: float
     flash_previous: float
-    launch_s: float
     link: float
     network: float
     collective_latency_s: float
@@ -85,12 +90,21 @@ class Efficiency:
     expert_band: float
     expert_memory_band: float
 
+    def large_gemm(self, device: Device) -> float:
+        """Fraction of a device's peak FLOP/s that a large matrix multiplication reaches at the clocks it leaves."""
+        peak = _half_peak(device)
+        return self.gemm if peak is None or peak / device.num_sms > _FED else self.gemm_fed
+
     def clocks(self, device: Device) -> float:
         """Clocks under the load of matrix multiplications, as a fraction of the boost clocks of the data sheet."""
-        peak = device.peak_flops.get(DType.BF16) or device.peak_flops.get(DType.FP16)
+        peak = _half_peak(device)
         if device.watts is None or peak is None:
             return 1.0
         return math.pow(min(1.0, self.efficient_flops_per_watt * device.watts / peak), self.power_exponent)
+
+
+def _half_peak(device: Device) -> float | None:
+    return device.peak_flops.get(DType.BF16) or device.peak_flops.get(DType.FP16)
 
 
 def efficiency_for(device: Device) -> Efficiency:

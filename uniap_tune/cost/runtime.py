@@ -21,6 +21,12 @@ SHARED_EXPERTS = "shared_experts"
 RECOMPUTE_MODULES = frozenset({CORE_ATTENTION, NORMS, LATENT_UP, MLP, EXPERTS, EXPERT_ACTIVATION, SHARED_EXPERTS})
 
 
+# CPU seconds of one launch [Empirical]: Megatron's layers, traced under Megatron-DeepSpeed on the host of an A100 (B200
+# runs of Llama-3 70B at tp 8 take twice as long, H100 runs exclude more than 5e-5); and modules of plain PyTorch.
+_MEGATRON_LAUNCH = 3.25e-5
+_PYTORCH_LAUNCH = 1.2e-5
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """How the engine executes a step.
@@ -33,7 +39,7 @@ class Runtime:
             user buffers, Megatron's ``--tp-comm-overlap``).
         fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
-        launch_s: CPU seconds to launch one kernel; ``None``: that of the GPU's usual host.
+        launch_s: CPU seconds to launch one kernel, the modules around it included.
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
         rank_wait_s: seconds that a collective waits for the rank whose CPU launches it last, for each doubling of its
             ranks, where launches take all the time; less in the proportion in which the GPU takes longer.
@@ -66,7 +72,7 @@ class Runtime:
     overlap_experts: bool = False
     overlap_tensor: bool = False
     fused_kernels: bool = True
-    launch_s: float | None = None
+    launch_s: float = _MEGATRON_LAUNCH
     kernel_s: float = 2.0e-6
     rank_wait_s: float = 0.0
     recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
@@ -103,7 +109,7 @@ _SWITCHED = 400e9
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
     """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
-        return Runtime(vocab_multiple=1)
+        return Runtime(vocab_multiple=1, launch_s=_PYTORCH_LAUNCH)
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
 
 
@@ -120,8 +126,8 @@ MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
-    loss_traffic=107.0,
-    kernel_s=1.28e-5,
+    loss_traffic=122.0,
+    kernel_s=1.2e-5,
 )
 
 # PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
@@ -138,15 +144,15 @@ PYTORCH_FSDP = Runtime(
     loss_traffic=60.0,
     cast_traffic=2.5,
     kernel_s=5.0e-6,
+    launch_s=_PYTORCH_LAUNCH,
 )
 
-# The same layers under Megatron-DeepSpeed: slower launches, ranks that drift apart between collectives, a vocabulary
-# that is padded only for tensor parallelism. [Empirical], fitted on 740 steps on one A100 node, which their source put
+# The same layers under Megatron-DeepSpeed: ranks that drift apart between collectives, a vocabulary that is padded only
+# for tensor parallelism. [Empirical], fitted on 740 steps on one A100 node, which their source put
 # together from 32 traced layers (docs/explanation/accuracy.md), and a fifth as much on 109 runs of 3.6B to 175B on 64
 # to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
     MEGATRON_2021,
-    launch_s=3.28e-5,
     rank_wait_s=1.4e-4,
     pads_without_tp=False,
 )
