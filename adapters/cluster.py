@@ -33,7 +33,8 @@ _DEVICE_KEYS = (
     "base", "name", "vendor", "generation", "memory", "memory_bandwidth", "num_sms", "watts", "peak_flops",
     "source",
 )  # fmt: skip
-_LINK_KEYS = ("bandwidth", "latency", "mesh")
+_LINK_KEYS = ("bandwidth", "latency")
+_INTRA_KEYS = (*_LINK_KEYS, "mesh")
 
 # What NCCL assumes for a step of a ring (src/graph/tuning.cc, hwLat, ring/Simple): PCI 5.7 us, network 14.0 us. They
 # stand in for latencies that the description of a device from scratch leaves out.
@@ -275,7 +276,7 @@ def _from_table(table: _Table, stem: str) -> Cluster:
     intra = _link(table, "intra", defaults.intra if defaults else None, _DEFAULT_INTRA_LATENCY_S)
     inter_default = defaults.inter if defaults else None
     if num_nodes == 1 and inter_default is None:
-        inter_default = intra  # never used by one node
+        inter_default = replace(intra, mesh=False)  # never used by one node
     inter = _link(table, "inter", inter_default, _DEFAULT_INTER_LATENCY_S)
     rails = table.integer("rails_per_node", _MAX_DEVICES_PER_NODE)
     domain = table.integer("domain_size", _MAX_NODES * _MAX_DEVICES_PER_NODE)
@@ -368,7 +369,7 @@ def _link(table: _Table, key: str, default: Link | None, default_latency_s: floa
         if default is None:
             raise table.missing(key, "only shipped devices have a usual link")
         return default
-    entries.check_keys(_LINK_KEYS)
+    entries.check_keys(_INTRA_KEYS if key == "intra" else _LINK_KEYS)
     bandwidth = entries.number("bandwidth", units.parse_bandwidth, 1e6, 1e15)
     latency = entries.number("latency", units.parse_seconds, 0.0, 1.0)
     if bandwidth is None:

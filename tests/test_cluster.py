@@ -215,6 +215,14 @@ def test_a_device_from_scratch_is_described_in_full(tmp_path: Path, key: str) ->
     assert f"device.{key} is missing" in message
 
 
+def test_a_mesh_is_inherited_and_can_be_overridden(tmp_path: Path) -> None:
+    text = "num_nodes: 1\ndevices_per_node: 8\ndevice: v100\n"
+    assert read_cluster(write(tmp_path, text)).intra.mesh
+    assert read_cluster(write(tmp_path, text + "intra: {bandwidth: 100 GB/s}\n")).intra.mesh
+    assert not read_cluster(write(tmp_path, text + "intra: {mesh: false}\n")).intra.mesh
+    assert read_cluster(write(tmp_path, text.replace("v100", "h100") + "intra: {mesh: true}\n")).intra.mesh
+
+
 def test_one_node_needs_no_network(tmp_path: Path) -> None:
     text = SCRATCH.replace("num_nodes: 2", "num_nodes: 1").replace("inter: {bandwidth: 100 Gb/s, latency: 0}\n", "")
     assert read_cluster(write(tmp_path, text)).num_devices == 4
@@ -253,6 +261,8 @@ def test_one_node_needs_no_network(tmp_path: Path) -> None:
         ("intra: {bandwidth: 900 gb/s}", "900 GB/s (bytes) or 400 Gb/s (bits)"),
         ("intra: {bandwidth: -1 GB/s}", "intra.bandwidth"),
         ("intra: {latency: -1}", "intra.latency"),
+        ("intra: {mesh: perhaps}", "intra.mesh: must be true or false, not perhaps"),
+        ("inter: {mesh: true}", "inter.mesh: unknown key"),
         ("intra: {latency: 5}", "intra.latency: 5 is out of range"),
         ("inter: {bandwith: 1}", "inter.bandwith: unknown key; why: did you mean bandwidth?"),
         ("rails_per_node: 0", "rails_per_node: 0 is out of range"),

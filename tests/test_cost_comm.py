@@ -45,6 +45,17 @@ def test_a_group_inside_the_domain_does_not_touch_the_network():
     assert big.all_gather(1e9, Group(32, 1)) == pytest.approx(31 / 32 * 1e9 / 300e9)
 
 
+def test_a_mesh_gives_a_group_only_the_links_between_its_members():
+    """Seven links of 64 GB/s: two devices share one, four share three each, eight all seven; a pair sends over one."""
+    mesh = Network(replace(FREE, intra=Link(bandwidth=448e9, latency_s=0.0, mesh=True)), IDEAL)
+    for ranks, links in ((2, 1), (4, 3), (8, 7)):
+        seconds = mesh.all_gather(1e9, Group(ranks, 1))
+        assert seconds == pytest.approx((1 - 1 / ranks) * 1e9 / (links * 64e9))
+        assert mesh.all_to_all(1e9, 1, Group(ranks, 1)) == pytest.approx((1 - 1 / ranks) * 1e9 / (links * 64e9))
+    assert mesh.send(1e9, 1) == pytest.approx(7 / 8 * 1e9 / 64e9 + 1 / 8 * 1e9 / 25e9)
+    assert mesh.all_gather(1e9, Group(32, 1)) == pytest.approx(31 / 32 * 1e9 / 200e9)  # the rails are the bottleneck
+
+
 def test_a_token_crosses_to_another_domain_once():
     """Top-8 routing over four nodes: 3.6 nodes are visited on average, three quarters of them remote."""
     visited = 4 * (1 - 0.75**8)

@@ -162,7 +162,8 @@ def _nodes_table() -> str:
             f"`{name}`",
             str(entry["devices"]),
             str(entry.get("domain", entry["devices"])),
-            f"{entry['intra_gbps']:g} GB/s{' (mesh)' * entry.get('mesh', False)}, {entry['intra_latency_s'] * 1e6:g} us",
+            f"{entry['intra_gbps']:g} GB/s, {entry['intra_latency_s'] * 1e6:g} us"
+            + ", mesh" * entry.get("mesh", False),
             f"{entry['rails']} x {entry['rail_gbps'] * 8:g} Gb/s, {entry['inter_latency_s'] * 1e6:g} us",
             entry["source"],
         ]

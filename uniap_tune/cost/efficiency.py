@@ -29,8 +29,8 @@ class Efficiency:
     Attributes:
         generation: the file it came from.
         gemm: fraction of peak FLOP/s of a large matrix multiplication at the clocks the power limit leaves.
-        gemm_fed: the same where a multiprocessor's units are so slow (``_FED``) that registers and shared memory keep up:
-            GPUs that accumulate in FP32 at half rate, or without tensor cores.
+        gemm_fed: the same where the units of a multiprocessor are so slow (``_FED``) that registers and shared memory
+            keep up: GPUs that accumulate in FP32 at half rate, or without tensor cores.
         efficient_flops_per_watt: peak 16-bit FLOP/s a watt of the power limit up to which clocks hold under load.
         power_exponent: how clocks fall beyond it: with this power of the ratio.
         quantized: for each 8- and 4-bit format, its large-GEMM fraction of that format's peak at those clocks; above
