@@ -155,12 +155,11 @@ def read_run(record: Fields) -> Run:
     return _Reader(record).run()
 
 
-def _capabilities(legacy: bool) -> Capabilities:
-    """Megatron's; before 2023 it did not overlap data-parallel communication."""
-    megatron = CAPABILITIES[Target.MEGATRON]
-    if legacy:
-        return replace(megatron, overlap_gradient_reduce=False, overlap_param_gather=False)
-    return megatron
+def _capabilities(*, overlaps: bool) -> Capabilities:
+    """Megatron's. Its command line overlaps data-parallel communication only where told to."""
+    return replace(
+        CAPABILITIES[Target.MEGATRON], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps
+    )
 
 
 class _Reader:
@@ -199,7 +198,7 @@ class _Reader:
             model=parsed.model,
             cluster=cluster,
             job=job,
-            capabilities=_capabilities(legacy),
+            capabilities=_capabilities(overlaps=self._overlaps_data()),
             runtime=self._runtime(parsed.model, legacy),
             pp=1,
             chunks=(),
@@ -225,6 +224,12 @@ class _Reader:
         """Whether the record is of Megatron-Bridge or NeMo, by its software or its source."""
         words = " ".join(text(self._record, key) for key in ("framework", "engine", "software", "source")).lower()
         return any(word in words for word in _BRIDGE_WORDS)
+
+    def _overlaps_data(self) -> bool:
+        """Whether gradients are reduced and parameters gathered behind computation: as the record says, else as the
+        recipes of Megatron-Bridge and NeMo do, and Megatron-LM's command line does not."""
+        stated = flag(self._record, "overlap_grad_reduce")
+        return self._is_bridge() if stated is None else stated
 
     def _optimizer_states(self, model: Model) -> int | None:
         """Bytes of Adam's moments in Megatron-Bridge's recipes: bf16 for DeepSeek's models, as those were trained

@@ -23,7 +23,7 @@ RECOMPUTE_MODULES = frozenset({CORE_ATTENTION, NORMS, LATENT_UP, MLP, EXPERTS, E
 
 # CPU seconds of one launch [Empirical]: Megatron's layers, traced under Megatron-DeepSpeed on the host of an A100 (B200
 # runs of Llama-3 70B at tp 8 take twice as long, H100 runs exclude more than 5e-5); and modules of plain PyTorch.
-_MEGATRON_LAUNCH = 3.25e-5
+_MEGATRON_LAUNCH = 3.27e-5
 _PYTORCH_LAUNCH = 1.2e-5
 
 
@@ -126,8 +126,8 @@ MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
-    loss_traffic=122.0,
-    kernel_s=1.2e-5,
+    loss_traffic=118.0,
+    kernel_s=1.17e-5,
 )
 
 # PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
@@ -153,7 +153,7 @@ PYTORCH_FSDP = Runtime(
 # to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
     MEGATRON_2021,
-    rank_wait_s=1.4e-4,
+    rank_wait_s=1.55e-4,
     pads_without_tp=False,
 )
 
