@@ -120,15 +120,25 @@ class ActivationModel:
         model: what is trained.
         job: how.
         attention_copies: fused attention keeps a copy of its output in the order of the layer.
+        norm_copies: norms of queries and keys copy them out of what the projection wrote (TransformerEngine's).
         keeps_scores: unfused attention keeps its scores too.
     """
 
-    def __init__(self, model: Model, job: Job, *, attention_copies: bool, keeps_scores: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        job: Job,
+        *,
+        attention_copies: bool,
+        norm_copies: bool = False,
+        keeps_scores: bool = False,
+    ) -> None:
         self._model = model
         self._job = job
         self._width = float(job.precision.param_bytes)
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
+        self._norm_tensors = 2 if norm_copies else 1
         self._matrices = self._width * (2 if keeps_scores else 1)
         if model.attention_dropout:
             self._matrices += self._width + 1  # its output and its mask
@@ -180,7 +190,7 @@ class ActivationModel:
             width = self._width * tokens / strategy.tp
             kept = model.q_width + 2 * model.kv_width
             if model.qk_norm is not QkNorm.NONE:
-                kept += model.q_width + model.kv_width
+                kept += self._norm_tensors * (model.q_width + model.kv_width)
             return {"latents": 0.0, "latent_normed": 0.0, "heads": width * kept, "context": width * model.q_width}
         heads = self._width * tokens * model.num_heads / strategy.tp
         latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank

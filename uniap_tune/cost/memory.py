@@ -71,7 +71,13 @@ class MemoryModel:
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
         copies = efficiency.attention_copies and runtime.transformer_engine
-        self._blocks = ActivationModel(model, job, attention_copies=copies, keeps_scores=runtime.keeps_scores)
+        self._blocks = ActivationModel(
+            model,
+            job,
+            attention_copies=copies,
+            norm_copies=runtime.transformer_engine,
+            keeps_scores=runtime.keeps_scores,
+        )
         # Weights are quantized once a step and kept, along rows and along columns; GEMMs of FP8 from Blackwell on read
         # one copy either way (TransformerEngine, is_non_tn_fp8_gemm_supported).
         copies_held = 1 if precision.compute is DType.FP8 and not efficiency.transposed_weights else 2
