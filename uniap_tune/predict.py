@@ -165,6 +165,9 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     group = run.microbatch_group
     held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, group, ahead)
     static = sum(p.layers.count * p.cost.static for chunk in own for p in chunk)
+    static += cost_model.uncut_bytes(
+        [(p.layers.type, p.layers.strategy, round(p.layers.count)) for chunk in own for p in chunk], pp=run.pp
+    )
     step = sum(p.layers.count * p.cost.step_bytes for chunk in own for p in chunk)
     kept = 1 - min(1.0, run.offloaded_layers / run.model.num_layers)
     flight = sum(

@@ -90,6 +90,51 @@ def rank_parameters(
     return sum(_rank_size(weight, tp, etp, ep, rows) for weight in weights(model, layer_type))
 
 
+def rank_tensors(
+    model: Model,
+    layer_type: LayerType,
+    tp: int,
+    *,
+    etp: int = 1,
+    ep: int = 1,
+    padded_vocab: int | None = None,
+    shared: bool = True,
+) -> tuple[int, ...]:
+    """Elements of each tensor that Megatron makes of a layer on one rank, as :func:`rank_parameters` counts them: with
+    queries, keys and values as one matrix, gate and up as one, and every local expert's on their own. ``shared``: with
+    those that are the embedding's own."""
+    rows = padded_vocab or model.vocab_size
+    sizes: list[int] = []
+    joined: dict[str, int] = {}  # name of a joined tensor -> where it is in sizes
+    for weight in weights(model, layer_type):
+        if weight.shared and not shared:
+            continue
+        size = _rank_size(weight, tp, etp, ep, rows)
+        if weight.split in (Split.EXPERT, Split.EXPERT_REPLICATED):
+            local = _ceil(weight.shape[0], ep)
+            sizes += [size // local] * local
+            continue
+        name = _joined_name(weight.name)
+        if name in joined:
+            sizes[joined[name]] += size
+        else:
+            joined[name] = len(sizes)
+            sizes.append(size)
+    return tuple(sizes)
+
+
+def _joined_name(name: str) -> str:
+    """Megatron's tensor that a weight is part of: linear_qkv, linear_kv of cross-attention, linear_fc1."""
+    parts = (
+        ("attention.k", "attention.v") if name.startswith("cross.") else ("attention.q", "attention.k", "attention.v")
+    )
+    kind = ".bias" if name.endswith(".bias") else ""
+    stem = name.removesuffix(".bias")
+    if stem.endswith(parts):
+        return f"{stem[:-1]}qkv{kind}"
+    return f"{stem.removesuffix('gate').removesuffix('up')}fc1{kind}" if stem.endswith((".gate", ".up")) else name
+
+
 def rank_expert_parameters(model: Model, layer_type: LayerType, *, etp: int = 1, ep: int = 1) -> int:
     """The part of :func:`rank_parameters` that belongs to routed experts (they have their own data-parallel group)."""
     experts = (w for w in weights(model, layer_type) if w.split in (Split.EXPERT, Split.EXPERT_REPLICATED))

@@ -8,20 +8,25 @@ Symbols: t = b * s / cp tokens of the rank; u = 2 t h / sp bytes, one hidden-wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
+from uniap_tune.cost.allocator import uncut_bytes
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
 from uniap_tune.spec import DType, Job, Model, Recompute
-from uniap_tune.strategy import Capabilities, Strategy
+from uniap_tune.strategy import Capabilities, Strategy, Target
 from uniap_tune.weights import (
     rank_expert_parameters,
     rank_linear_parameters,
     rank_parameters,
     rank_shared_parameters,
+    rank_tensors,
 )
+
+_MIXED = 2  # bytes of a parameter whose optimizer keeps an fp32 copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class MemoryModel:
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
         self._width = precision.param_bytes
+        self._tensors_of_their_own = capabilities.target is Target.MEGATRON
         copies = efficiency.attention_copies and runtime.transformer_engine
         self._blocks = ActivationModel(
             model,
@@ -105,6 +111,21 @@ class MemoryModel:
             linear = rank_linear_parameters(self._model, layer, tp, etp=etp, ep=ep) if self._narrow_weight else 0
             found = self._parameters[key] = Parameters(total - expert, expert, linear)
         return found
+
+    def uncut_bytes(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, shares_embedding: bool) -> float:
+        """What the allocator counts beyond the states of so many of each layer, in Megatron's mixed precision, where no
+        distributed optimizer puts them into flat buffers."""
+        precision, job = self._job.precision, self._job
+        mixed = precision.param_bytes == _MIXED and precision.master_bytes == 4 and job.state_bytes == 8
+        if not (self._tensors_of_their_own and mixed) or any(strategy.zero for _, strategy, _ in layers):
+            return 0.0
+        sizes: list[int] = []
+        for layer, strategy, times in layers:
+            tp, ep, etp = strategy.tp, strategy.ep, strategy.etp
+            padded = self._runtime.vocab_rows(self._model.vocab_size, tp)
+            shared = layer.kind is not LayerKind.HEAD or not shares_embedding
+            sizes += times * rank_tensors(self._model, layer, tp, etp=etp, ep=ep, padded_vocab=padded, shared=shared)
+        return float(uncut_bytes(tuple(sizes), precision.param_bytes, self._gradient_bytes))
 
     def states(self, parameters: Parameters, strategy: Strategy) -> States:
         """Parameters, gradients and optimizer states under a ZeRO stage.

@@ -11,6 +11,8 @@ each group (:mod:`.comm`), bytes are counted tensor by tensor (:mod:`.memory`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from uniap_tune.cost.comm import Group, Network
 from uniap_tune.cost.compute import Compute, ComputeModel, Shape, attended, head_widths
 from uniap_tune.cost.efficiency import Efficiency, efficiency_for
@@ -363,6 +365,10 @@ class CostModel:
         if virtual_stages > 1:
             workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
         return workspace
+
+    def uncut_bytes(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, pp: int) -> float:
+        """What the allocator counts beyond the states of a stage's layers, each of them so many times."""
+        return self._memory.uncut_bytes(layers, shares_embedding=self._tied_embedding and pp == 1)
 
     def pipeline_bytes(self, strategy: Strategy, *, samples: int, pp: int) -> float:
         """Receive and send buffers of a stage, which ``transient_bytes`` contains."""
