@@ -157,9 +157,7 @@ def read_run(record: Fields) -> Run:
 
 def _capabilities(*, overlaps: bool) -> Capabilities:
     """Megatron's. Its command line overlaps data-parallel communication only where told to."""
-    return replace(
-        CAPABILITIES[Target.MEGATRON], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps
-    )
+    return replace(CAPABILITIES[Target.MEGATRON], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
 
 
 class _Reader:

@@ -232,18 +232,20 @@ class CostModel:
         strategy: Strategy,
         num_microbatches: int,
     ) -> None:
-        """What sharding costs every micro-batch: ZeRO-3 gathers parameters forward and backward; ZeRO-2 and 3
-        scatter gradients (the last micro-batch of ZeRO-2 is in the step)."""
+        """What sharding costs every micro-batch: ZeRO-3 gathers parameters forward and backward; ZeRO-2 and 3 copy
+        gradients into buffers and scatter them (the last scatter of ZeRO-2 is in the step)."""
         if strategy.zero < 2 or strategy.dp * strategy.cp == 1:
             return
-        scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
+        gradient_bytes = self._memory.gradient_bytes
+        scatter = self._data_parallel(parameters, strategy, gradient_bytes)
+        copied = (self._width + gradient_bytes) * parameters.total / self._bandwidth
         if strategy.zero == 2:
             every = (num_microbatches - 1) / num_microbatches
-            backward_s[ZERO_COMM] = every * self._exposed(scatter, sum(backward_s.values()))
+            backward_s[ZERO_COMM] = copied + every * self._exposed(scatter, sum(backward_s.values()))
             return
         gather = self._data_parallel(parameters, strategy, self._width)
         forward_s[ZERO_COMM] = self._exposed(gather, sum(forward_s.values()))
-        backward_s[ZERO_COMM] = self._exposed(gather + scatter, sum(backward_s.values()))
+        backward_s[ZERO_COMM] = copied + self._exposed(gather + scatter, sum(backward_s.values()))
 
     def _data_parallel(self, parameters: Parameters, strategy: Strategy, width: int) -> float:
         """Seconds to gather (or reduce-scatter) ``width`` bytes of every parameter of a layer over its replicas."""
