@@ -24,6 +24,10 @@ _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernel
 _SOFTMAX_WRITTEN = 3.0
 _SOFTMAX_READ = 3.0
 _DROPOUT_BYTES = 5.0
+# How much more softmax moves where scaling and masking are kernels of their own [Empirical]: A100 at 4096 tokens in the
+# profiles below. Megatron's fused kernel ended at 2048 until 2023 (fused_kernels/scaled_upper_triang_masked_softmax.h).
+_SEPARATE_SOFTMAX = 1.75
+_FUSED_SOFTMAX_LENGTH = 2048
 # How much longer the multiplications of an attention core take than a large one of their FLOPs [Empirical]: scores and
 # context of V100, A10G, L4 and A100, profiled operator by operator (Dazz993/Mist, benchmark/superscaler/results-ref).
 _BATCHED = 1.4
@@ -171,11 +175,7 @@ class ComputeModel:
         return sum(self._gemm(g.m, g.n, g.k, g) for g in gemms)
 
     def _kernels(self, gemms: int, shape: Shape, *, experts: bool) -> float:
-        """Kernels of a block's forward pass, in units of one launch.
-
-        Megatron's fused softmax needs a multiple of four (sample, head) pairs a rank, else scaling, masking and
-        softmax are kernels of their own (megatron/core/fusions/fused_softmax.py).
-        """
+        """Kernels of a block's forward pass, in units of one launch."""
         kernels = 10.0 + 2 * gemms
         if experts and self._model.moe is not None:
             # routing, permutation and dispatch; then the GEMMs of the local experts, many in one call [Empirical]
@@ -183,11 +183,15 @@ class ComputeModel:
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:
-            kernels += 4
-            if shape.samples * self._model.num_heads // shape.tp % 4:
-                kernels += 20
+            kernels += 4 if self._fuses_softmax(shape, self._job.seq_length) else 24
         collectives = 0 if shape.tp == 1 else 2 if shape.sp == 1 else 4
         return kernels + _COLLECTIVE_LAUNCHES * collectives
+
+    def _fuses_softmax(self, shape: Shape, seq: int) -> bool:
+        """Whether scaling, masking and softmax are one kernel: Megatron's needs a multiple of four (sample, head) pairs
+        a rank (megatron/core/fusions/fused_softmax.py)."""
+        fits = self._runtime.fused_kernels or seq <= _FUSED_SOFTMAX_LENGTH
+        return fits and shape.samples * self._model.num_heads // shape.tp % 4 == 0
 
     def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
         """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
@@ -224,23 +228,27 @@ class ComputeModel:
         heads = shape.samples * model.num_heads / shape.tp
         area = pairs / shape.cp
         if not self._job.flash_attention:
-            return self._unfused(heads, rows / shape.cp, seq, (head_width, value_width), pairs / (rows * seq))
+            softmax = 1.0 if self._fuses_softmax(shape, seq) else _SEPARATE_SOFTMAX
+            return self._unfused(heads, rows / shape.cp, seq, (head_width, value_width), pairs / (rows * seq), softmax)
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency
         peak = self._attention_peak * self._runtime.flash_share
         peak *= efficiency.flash_previous if self._runtime.previous_attention else 1.0
         return _Attention(flops / (peak * efficiency.flash), 2.5 * flops / (peak * efficiency.flash_backward))
 
-    def _unfused(self, heads: float, rows: float, seq: int, widths: tuple[int, int], seen: float) -> _Attention:
-        """Batched GEMMs over all pairs, and softmax (of the part ``seen`` that is not masked) and dropout by bytes."""
+    def _unfused(
+        self, heads: float, rows: float, seq: int, widths: tuple[int, int], seen: float, softmax: float
+    ) -> _Attention:
+        """Batched GEMMs over all pairs, and by bytes dropout and softmax, of the part ``seen`` that is not masked and
+        ``softmax`` times what one kernel moves."""
         scores = _Gemm(rows, seq, widths[0], heads, quantized=False)
         context = _Gemm(rows, widths[1], seq, heads, quantized=False)
         dropout = _DROPOUT_BYTES if self._model.attention_dropout else 0.0
         area = heads * rows * seq / self._bandwidth
         forward = self._batched(scores) + self._batched(context)
         return _Attention(
-            forward + (_SOFTMAX_WRITTEN + _SOFTMAX_READ * seen + dropout) * area,
-            2 * forward + (_SOFTMAX_WRITTEN + 2 * _SOFTMAX_READ * seen + dropout) * area,
+            forward + (softmax * (_SOFTMAX_WRITTEN + _SOFTMAX_READ * seen) + dropout) * area,
+            2 * forward + (softmax * (_SOFTMAX_WRITTEN + 2 * _SOFTMAX_READ * seen) + dropout) * area,
         )
 
     def _batched(self, gemm: _Gemm) -> float:
