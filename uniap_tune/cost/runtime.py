@@ -126,8 +126,8 @@ MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
-    loss_traffic=124.0,
-    kernel_s=1.18e-5,
+    loss_traffic=118.0,
+    kernel_s=1.17e-5,
 )
 
 # PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
@@ -153,7 +153,7 @@ PYTORCH_FSDP = Runtime(
 # to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
     MEGATRON_2021,
-    rank_wait_s=1.59e-4,
+    rank_wait_s=1.55e-4,
     pads_without_tp=False,
 )
 
