@@ -47,6 +47,19 @@ def test_latent_attention_keeps_latents_and_heads_once() -> None:
     assert found.qkv_input == found.mlp_normed == 2 * SEQ * 7168
 
 
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("model", "layer"), [(MODEL, DENSE), (DEEPSEEK, EXPERTS)])
+def test_what_allocations_keep_is_the_whole(model: Model, layer: LayerType, dropout: float, flash: bool) -> None:
+    job = Job(global_batch=8, seq_length=SEQ, flash_attention=flash)
+    model = replace(model, hidden_dropout=dropout, attention_dropout=dropout)
+    for tp in (1, 4):
+        blocks = ActivationModel(model, job, attention_copies=False)
+        strategy = Strategy(tp=tp)
+        kept = sum(size for size, is_kept in blocks.allocations(layer, strategy, 2) if is_kept)
+        assert kept == pytest.approx(blocks.block(layer, strategy, 2).whole, rel=1e-6)
+
+
 def test_experts_keep_their_input_and_the_activation_but_not_their_output() -> None:
     found = tensors(DEEPSEEK)
     routed = 8 * SEQ

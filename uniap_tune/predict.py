@@ -165,13 +165,13 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     group = run.microbatch_group
     held = chunks_in_flight(stage, run.pp, run.num_microbatches, len(own), run.schedule, group, ahead)
     static = sum(p.layers.count * p.cost.static for chunk in own for p in chunk)
-    static += cost_model.uncut_bytes(
+    static += cost_model.uncut_states(
         [(p.layers.type, p.layers.strategy, round(p.layers.count)) for chunk in own for p in chunk], pp=run.pp
     )
     step = sum(p.layers.count * p.cost.step_bytes for chunk in own for p in chunk)
     kept = 1 - min(1.0, run.offloaded_layers / run.model.num_layers)
     flight = sum(
-        count * p.layers.count * p.cost.microbatch * (kept if p.layers.type.kind is LayerKind.BLOCK else 1.0)
+        count * _held_bytes(cost_model, run, p) * (kept if p.layers.type.kind is LayerKind.BLOCK else 1.0)
         for chunk, count in zip(own, held, strict=True)
         for p in chunk
     )
@@ -181,6 +181,14 @@ def stage_bytes(cost_model: CostModel, run: Run, chunks: Sequence[Sequence[_Pric
     buffers = cost_model.buffer_bytes(strategy, samples=samples, virtual_stages=len(own))
     steady = static + step + buffers + cost_model.pipeline_bytes(strategy, samples=samples, pp=run.pp)
     return StageBytes(steady, max(static + buffers + flight + transient, steady))
+
+
+def _held_bytes(cost_model: CostModel, run: Run, priced: _Priced) -> float:
+    """Bytes that equal layers hold for one micro-batch in flight."""
+    layers = priced.layers
+    samples = max(1, run.micro_batch // layers.strategy.dp)
+    uncut = cost_model.uncut_activations(layers.type, layers.strategy, samples=samples, times=round(layers.count))
+    return layers.count * priced.cost.microbatch + uncut
 
 
 def uniform_chunks(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniap_tune.cost.allocator import Allocation
 from uniap_tune.cost.compute import head_widths
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERT_ACTIVATION, EXPERTS, LATENT_UP, MLP, NORMS, SHARED_EXPERTS
 from uniap_tune.graph import LayerType
@@ -139,6 +140,7 @@ class ActivationModel:
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
         self._norm_tensors = 2 if norm_copies else 1
+        self._keeps_scores = keeps_scores
         self._matrices = self._width * (2 if keeps_scores else 1)
         if model.attention_dropout:
             self._matrices += self._width + 1  # its output and its mask
@@ -176,6 +178,31 @@ class ActivationModel:
             latent=model.mla is not None,
             dense=moe is None,
         )
+
+    def allocations(self, layer: LayerType, strategy: Strategy, samples: int) -> tuple[Allocation, ...]:
+        """The tensors of one block's forward pass without recomputation, in the order in which they are made."""
+        model, found = self._model, self.block(layer, strategy, samples)
+        tokens = samples * self._job.sequence(encoder=layer.encoder) / strategy.cp
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        border = self._width * tokens * model.hidden_size / sp
+        mask = tokens * model.hidden_size / sp if model.hidden_dropout else 0.0
+        made = [(found.attention_input, True), (found.qkv_input, True), (found.latents, True)]
+        made += [(found.latent_normed, True), (found.heads, True), *self._core_allocations(found.scores)]
+        made += [(found.context, False), (found.context, True), (border, False), (mask, True)]
+        made += [(found.mlp_input, True), (found.mlp_normed, True), (found.router, True), (found.expert_input, True)]
+        activated = found.mlp_inner * self._input / self._width / self._fan
+        made += [(found.mlp_inner - activated, True), (activated, True)]
+        made += [(found.expert_inner, True), (found.activated, True), (found.shared, True)]
+        made += [(border, False), (mask, True)]
+        return tuple((int(size), kept) for size, kept in made if size >= 1)
+
+    def _core_allocations(self, kept: float) -> list[tuple[float, bool]]:
+        """Of the matrices of unfused attention: scores, their softmax, dropout's output and its mask."""
+        if self._job.flash_attention:
+            return [(kept, True)]
+        matrix = self._width * kept / self._matrices
+        scores = [(matrix, self._keeps_scores), (matrix, True)]
+        return [*scores, (matrix, True), (matrix / self._width, True)] if self._model.attention_dropout else scores
 
     @property
     def _fan(self) -> float:

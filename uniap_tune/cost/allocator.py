@@ -9,6 +9,7 @@ optimizer, nothing. (pytorch, c10/cuda/CUDACachingAllocator.cpp: best fit, kSmal
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -21,6 +22,7 @@ _OWN_SEGMENT = 10 * _MIB  # kMinLargeAlloc
 _SEGMENT_ROUND = 2 * _MIB  # kRoundLarge
 
 _Block = tuple[int, int, int]  # size, segment, offset
+Allocation = tuple[int, bool]  # bytes of a tensor, and whether backward needs it
 
 
 class CachingAllocator:
@@ -66,7 +68,7 @@ class CachingAllocator:
 
 
 @lru_cache(maxsize=1024)
-def uncut_bytes(tensors: Sequence[int], parameter_bytes: int, gradient_bytes: int) -> int:
+def uncut_states(tensors: Sequence[int], parameter_bytes: int, gradient_bytes: int) -> int:
     """What is counted beyond the bytes of a rank's states where each parameter has tensors of its own.
 
     Args:
@@ -88,3 +90,22 @@ def uncut_bytes(tensors: Sequence[int], parameter_bytes: int, gradient_bytes: in
         allocator.allocate(4 * size)
         allocator.allocate(4 * size)
     return allocator.allocated - (parameter_bytes + gradient_bytes + 12) * sum(tensors)
+
+
+@lru_cache(maxsize=4096)
+def uncut_activations(forward: tuple[Allocation, ...], times: int) -> int:
+    """What is counted beyond the bytes that so many equal layers keep, one after the other, for their backward pass."""
+    allocator = CachingAllocator()
+    waiting: deque[_Block] = deque()  # what a layer lets go lives until the next such tensor is made
+    kept = 0
+    for size, is_kept in forward * times:
+        block = allocator.allocate(size)
+        if is_kept:
+            kept += size
+        else:
+            waiting.append(block)
+            if len(waiting) > 1:
+                allocator.release(waiting.popleft())
+    for block in waiting:
+        allocator.release(block)
+    return allocator.allocated - kept

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
-from uniap_tune.cost.allocator import uncut_bytes
+from uniap_tune.cost.allocator import uncut_activations, uncut_states
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
@@ -27,6 +27,7 @@ from uniap_tune.weights import (
 )
 
 _MIXED = 2  # bytes of a parameter whose optimizer keeps an fp32 copy
+_SIMULATED_LAYERS = 16  # equal layers whose allocations are followed one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class MemoryModel:
             found = self._parameters[key] = Parameters(total - expert, expert, linear)
         return found
 
-    def uncut_bytes(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, shares_embedding: bool) -> float:
+    def uncut_states(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, shares_embedding: bool) -> float:
         """What the allocator counts beyond the states of so many of each layer, in Megatron's mixed precision, where no
         distributed optimizer puts them into flat buffers."""
         precision, job = self._job.precision, self._job
@@ -125,7 +126,15 @@ class MemoryModel:
             padded = self._runtime.vocab_rows(self._model.vocab_size, tp)
             shared = layer.kind is not LayerKind.HEAD or not shares_embedding
             sizes += times * rank_tensors(self._model, layer, tp, etp=etp, ep=ep, padded_vocab=padded, shared=shared)
-        return float(uncut_bytes(tuple(sizes), precision.param_bytes, self._gradient_bytes))
+        return float(uncut_states(tuple(sizes), precision.param_bytes, self._gradient_bytes))
+
+    def uncut_activations(self, layer: LayerType, strategy: Strategy, samples: int, times: int) -> float:
+        """What the allocator counts beyond the activations that so many equal blocks keep of one micro-batch."""
+        if layer.kind is not LayerKind.BLOCK or strategy.recompute is not Recompute.NONE or not times:
+            return 0.0
+        simulated = min(times, _SIMULATED_LAYERS)
+        made = self._blocks.allocations(layer, strategy, samples)
+        return uncut_activations(made, simulated) * times / simulated
 
     def states(self, parameters: Parameters, strategy: Strategy) -> States:
         """Parameters, gradients and optimizer states under a ZeRO stage.

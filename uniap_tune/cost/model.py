@@ -368,9 +368,13 @@ class CostModel:
             workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
         return workspace
 
-    def uncut_bytes(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, pp: int) -> float:
+    def uncut_states(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, pp: int) -> float:
         """What the allocator counts beyond the states of a stage's layers, each of them so many times."""
-        return self._memory.uncut_bytes(layers, shares_embedding=self._tied_embedding and pp == 1)
+        return self._memory.uncut_states(layers, shares_embedding=self._tied_embedding and pp == 1)
+
+    def uncut_activations(self, layer: LayerType, strategy: Strategy, *, samples: int, times: int) -> float:
+        """What the allocator counts beyond the activations of so many equal layers for one micro-batch."""
+        return self._memory.uncut_activations(layer, strategy, samples, times)
 
     def pipeline_bytes(self, strategy: Strategy, *, samples: int, pp: int) -> float:
         """Receive and send buffers of a stage, which ``transient_bytes`` contains."""
