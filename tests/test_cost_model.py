@@ -292,6 +292,22 @@ def test_clocks_fall_with_the_power_limit():
     assert roomy < seconds(peak / 1.5e12) < seconds(peak / 3e12) < 3 * roomy
 
 
+def test_gradients_of_logits_do_not_lower_clocks():
+    """A stage's head loses less to the power limit than its blocks, and nothing in backward."""
+
+    def slowdown(layer: LayerType) -> tuple[float, float]:
+        roomy, tight = (
+            price(make(cluster=make_cluster(1, device=replace(DEVICE, watts=watts))), layer, samples=8)
+            for watts in (None, max(DEVICE.peak_flops.values()) / 3e12)
+        )
+        return tight.forward / roomy.forward, tight.backward / roomy.backward
+
+    block, head = slowdown(BLOCK), slowdown(HEAD)
+    assert min(block) > 1.5
+    assert head[0] > 1.5
+    assert head[1] < 1.1
+
+
 def test_what_an_engine_does_for_experts_saves_time():
     moe = Moe(num_experts=32, top_k=4, expert_ffn_size=1024)
     expert, strategy = LayerType(kind=LayerKind.BLOCK, moe=True), Strategy(dp=16, ep=16)
