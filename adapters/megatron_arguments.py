@@ -6,9 +6,10 @@ Names and defaults follow megatron/training/arguments.py and TransformerConfig o
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from uniap_tune.cost.runtime import CORE_ATTENTION, RECOMPUTE_MODULES, Runtime
+from uniap_tune.cost.runtime import CORE_ATTENTION, MEGATRON_LAUNCH_S, RECOMPUTE_MODULES, Runtime
 from uniap_tune.errors import InputError
 from uniap_tune.megatron.facts import ZERO_OF_SHARDING
 from uniap_tune.spec import DType, Job, Mla, Model, Moe, Norm, OptimizerName, Position, Precision, QkNorm, Recompute
@@ -185,12 +186,15 @@ def read_runtime(args: Fields) -> Runtime:
     loss = 6.0
     if flag(args, "cross-entropy-loss-fusion"):
         loss = 4.0 if text(args, "cross-entropy-fusion-impl") == "te" else 10.0
-    return Runtime(
+    engine = text(args, "transformer-impl") != "local"
+    runtime = (
+        Runtime() if engine else Runtime(fused_kernels=False, transformer_engine=False, launch_s=MEGATRON_LAUNCH_S)
+    )
+    return replace(
+        runtime,
         loss_bytes=loss,
         vocab_multiple=count(args, "make-vocab-size-divisible-by") or 128,
         optimizer_instances=count(args, "num-distributed-optimizer-instances") or 1,
-        fused_kernels=text(args, "transformer-impl") != "local",
-        transformer_engine=text(args, "transformer-impl") != "local",
         gradient_fusion=not flag(args, "no-gradient-accumulation-fusion"),
         loads_mask=not flag(args, "no-create-attention-mask-in-dataloader"),
         deterministic=bool(flag(args, "deterministic-mode")),

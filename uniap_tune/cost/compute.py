@@ -40,7 +40,7 @@ _CAST_BACKWARD = 4.0
 _COLLECTIVE_LAUNCHES = 2.5
 # Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
 # expert before it can launch their multiplications [Empirical].
-_EXPERT_WAIT = 0.6
+_EXPERT_WAIT = 0.25
 _LAUNCH_NORM = 7.5  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _WHOLE_LINES = 64  # 16-bit elements in 128 bytes (the same, table 1, for A100; arXiv 2401.14489 section VI)
@@ -179,7 +179,7 @@ class ComputeModel:
         kernels = 10.0 + 2 * gemms
         if experts and self._model.moe is not None:
             # routing, permutation and dispatch; then the GEMMs of the local experts, many in one call [Empirical]
-            kernels += 10 + 1.5 * self._model.moe.num_experts / shape.ep
+            kernels += 10 + self._model.moe.num_experts / shape.ep
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:

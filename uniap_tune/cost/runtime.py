@@ -21,9 +21,11 @@ SHARED_EXPERTS = "shared_experts"
 RECOMPUTE_MODULES = frozenset({CORE_ATTENTION, NORMS, LATENT_UP, MLP, EXPERTS, EXPERT_ACTIVATION, SHARED_EXPERTS})
 
 
-# CPU seconds of one launch [Empirical]: Megatron's layers, traced under Megatron-DeepSpeed on the host of an A100 (B200
-# runs of Llama-3 70B at tp 8 take twice as long, H100 runs exclude more than 5e-5); and modules of plain PyTorch.
-_MEGATRON_LAUNCH = 3.27e-5
+# CPU seconds of one launch [Empirical]: TransformerEngine's modules around fewer kernels (SimuMax's Llama-3 70B at tp 8
+# on B200; H100 runs of NeMo and Megatron-Bridge agree, 7e-5 to 9e-5); Megatron's own layers, traced under
+# Megatron-DeepSpeed on the host of an A100; modules of plain PyTorch.
+_ENGINE_LAUNCH = 8.0e-5
+MEGATRON_LAUNCH_S = 3.27e-5
 _PYTORCH_LAUNCH = 1.2e-5
 
 
@@ -72,7 +74,7 @@ class Runtime:
     overlap_experts: bool = False
     overlap_tensor: bool = False
     fused_kernels: bool = True
-    launch_s: float = _MEGATRON_LAUNCH
+    launch_s: float = _ENGINE_LAUNCH
     kernel_s: float = 2.0e-6
     rank_wait_s: float = 0.0
     recompute_modules: frozenset[str] = frozenset({CORE_ATTENTION})
@@ -125,6 +127,7 @@ def overlaps_tensor(model: Model, cluster: Cluster, tp: int = 1) -> bool:
 MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
+    launch_s=MEGATRON_LAUNCH_S,
     gradient_fusion=False,
     loss_traffic=118.0,
     kernel_s=1.17e-5,
