@@ -72,7 +72,7 @@ def test_bert_has_a_head_of_its_own() -> None:
 
 
 def test_attention_to_both_sides_takes_twice_the_pairs() -> None:
-    run = run_of("bert", attention_backend="flash", seq_length=4096, num_gpus=8)
+    run = run_of("bert", attention_backend="flash", seq_length=16384, num_gpus=8)
     causal = replace(run.model, causal=True)
     chunks = tuple(tuple(replace(part, type=replace(part.type, causal=True)) for part in chunk) for chunk in run.chunks)
     assert predict(run).step_time_s > 1.05 * predict(replace(run, model=causal, chunks=chunks)).step_time_s
