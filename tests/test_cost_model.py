@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.parts import COMPUTE
 from uniap_tune.cost.runtime import Runtime
@@ -306,6 +307,21 @@ def test_gradients_of_logits_do_not_lower_clocks():
     assert min(block) > 1.5
     assert head[0] > 1.5
     assert head[1] < 1.1
+
+
+def test_launches_take_longer_on_older_hosts():
+    """Layers so small that launching takes all the time, and CUDA graphs, which launch nothing."""
+    small = replace(MODEL, hidden_size=512, ffn_size=2048, num_heads=8, num_kv_heads=8, head_dim=64)
+    job = replace(JOB, seq_length=128)
+
+    def seconds(generation: str, *, graphs: bool = False) -> float:
+        cluster = make_cluster(1, device=replace(DEVICE, generation=generation))
+        runtime = Runtime(cuda_graphs=graphs)
+        model = CostModel(small, cluster, job, CAPABILITIES[Target.ANY], runtime=runtime)
+        return model.layer_cost(BLOCK, Strategy(dp=8), samples=1, pp=1, num_microbatches=8).forward
+
+    assert seconds("ampere") / seconds("hopper") == pytest.approx(load_efficiency("ampere").host, rel=1e-3)
+    assert seconds("ampere", graphs=True) < seconds("ampere") / 4
 
 
 def test_what_an_engine_does_for_experts_saves_time():

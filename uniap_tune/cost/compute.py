@@ -333,7 +333,7 @@ class ComputeModel:
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        floor = kernels * self._runtime.launch_s
+        floor = kernels * self._runtime.launch_s * self._efficiency.host
         gpu += _EXPERT_WAIT * floor if experts else 0.0
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)

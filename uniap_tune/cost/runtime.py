@@ -21,12 +21,14 @@ SHARED_EXPERTS = "shared_experts"
 RECOMPUTE_MODULES = frozenset({CORE_ATTENTION, NORMS, LATENT_UP, MLP, EXPERTS, EXPERT_ACTIVATION, SHARED_EXPERTS})
 
 
-# CPU seconds of one launch [Empirical]: TransformerEngine's modules around fewer kernels (SimuMax's Llama-3 70B at tp 8
-# on B200; H100 runs of NeMo and Megatron-Bridge agree, 7e-5 to 9e-5); Megatron's own layers, traced under
-# Megatron-DeepSpeed on the host of an A100; modules of plain PyTorch.
+# CPU seconds of one launch on the host of an H100 [Empirical]: TransformerEngine's modules around fewer kernels
+# (SimuMax's Llama-3 70B at tp 8 on B200; H100 runs of NeMo and Megatron-Bridge 7e-5 to 9e-5, Megatron-LM's functional
+# tests 7e-5 to 11e-5); megatron-core's own layers (the same tests); Megatron-LM's before 2023, traced under
+# Megatron-DeepSpeed beside an A100; modules of plain PyTorch.
 _ENGINE_LAUNCH = 8.0e-5
-MEGATRON_LAUNCH_S = 3.27e-5
-_PYTORCH_LAUNCH = 1.2e-5
+MEGATRON_LAUNCH_S = 4.0e-5
+_MEGATRON_2021_LAUNCH = 2.255e-5
+_PYTORCH_LAUNCH = 8.3e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class Runtime:
             user buffers, Megatron's ``--tp-comm-overlap``).
         fused_kernels: norms, activations, dropout and residuals run as few fused kernels (TransformerEngine); without,
             as separate kernels of PyTorch or of its compiler (Megatron-LM before 2023).
-        launch_s: CPU seconds to launch one kernel, the modules around it included.
+        launch_s: CPU seconds to launch one kernel on the host of an H100, the modules around it included.
         kernel_s: GPU seconds a kernel takes beyond its work, to start and to drain.
         rank_wait_s: seconds that a collective waits for the rank whose CPU launches it last, for each doubling of its
             ranks, where launches take all the time; less in the proportion in which the GPU takes longer.
@@ -127,7 +129,7 @@ def overlaps_tensor(model: Model, cluster: Cluster, tp: int = 1) -> bool:
 MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
-    launch_s=MEGATRON_LAUNCH_S,
+    launch_s=_MEGATRON_2021_LAUNCH,
     gradient_fusion=False,
     loss_traffic=118.0,
     kernel_s=1.17e-5,
