@@ -30,8 +30,8 @@ _CLUSTER_KEYS = (
     "memory_fraction",
 )  # fmt: skip
 _DEVICE_KEYS = (
-    "base", "name", "vendor", "generation", "memory", "memory_bandwidth", "num_sms", "watts", "peak_flops",
-    "source",
+    "base", "name", "vendor", "generation", "memory", "memory_bandwidth", "num_sms", "watts", "host",
+    "peak_flops", "source",
 )  # fmt: skip
 _LINK_KEYS = ("bandwidth", "latency")
 _INTRA_KEYS = (*_LINK_KEYS, "mesh")
@@ -99,6 +99,7 @@ def describe(cluster: Cluster) -> dict[str, object]:
             "memory_bandwidth": device.memory_bandwidth,
             "num_sms": device.num_sms,
             **({} if device.watts is None else {"watts": device.watts}),
+            **({} if device.host == 1.0 else {"host": device.host}),
             "peak_flops": {dtype.value: device.peak_flops[dtype] for dtype in DType if dtype in device.peak_flops},
             "source": device.source,
         },
@@ -323,6 +324,7 @@ def _described_device(entries: _Table, base: Device | None) -> Device:
         "memory_bandwidth": entries.number("memory_bandwidth", units.parse_bandwidth, 1e9, 1e15),
         "num_sms": entries.integer("num_sms", 100_000),
         "watts": entries.number("watts", float, 10.0, 10_000.0),
+        "host": entries.number("host", float, 0.1, 10.0),
         "source": entries.text("source"),
     }
     facts: dict[str, Any] = {field: value for field, value in given.items() if value is not None}

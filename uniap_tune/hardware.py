@@ -132,6 +132,7 @@ def _device(name: str, table: dict[str, Any]) -> Device:
         peak_flops={dtype: table["peak_tflops"][dtype] * 1e12 for dtype in DType if dtype in table["peak_tflops"]},
         num_sms=table["num_sms"],
         watts=float(table["watts"]),
+        host=float(table.get("host", 1.0)),
         source=f"{table['source']}; memory {table['memory_note']}",
     )
 

@@ -190,7 +190,8 @@ class Device:
     """An accelerator. ``peak_flops`` maps a :class:`DType` to dense FLOP/s without sparsity.
 
     ``generation`` names the set of efficiency constants it uses (``uniap_tune/data/efficiency``); ``watts`` is its
-    power limit (``None``: not known, its clocks hold under load).
+    power limit (``None``: not known, its clocks hold under load); ``host``: CPU time of a launch on the machines it is
+    in, relative to those of H100.
     """
 
     name: str
@@ -201,9 +202,11 @@ class Device:
     peak_flops: Mapping[DType, float]
     num_sms: int
     watts: float | None = None
+    host: float = 1.0
     source: str = ""
 
     def __post_init__(self) -> None:
+        _require_positive(f"device {self.name}", "host", self.host)
         _require_positive(f"device {self.name}", "memory_bytes", self.memory_bytes)
         _require_positive(f"device {self.name}", "memory_bandwidth", self.memory_bandwidth)
         object.__setattr__(self, "peak_flops", MappingProxyType(dict(self.peak_flops)))

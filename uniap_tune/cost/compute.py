@@ -107,6 +107,7 @@ class ComputeModel:
         self._job = job
         self._runtime = runtime
         self._efficiency = efficiency
+        self._host = device.host
         dtype = job.precision.compute
         self._clocks = clocks = efficiency.clocks(device)
         peak = clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype))
@@ -333,7 +334,7 @@ class ComputeModel:
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        floor = kernels * self._runtime.launch_s * self._efficiency.host
+        floor = kernels * self._runtime.launch_s * self._host
         gpu += _EXPERT_WAIT * floor if experts else 0.0
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)

@@ -53,7 +53,6 @@ class Efficiency:
         dp_exposed: part of data-parallel communication that slows compute even when hidden.
         cublas_workspace_mib: workspace of one cuBLAS handle; the forward and the backward thread have one each.
         engine_workspace_mib: workspace of TransformerEngine's GEMMs.
-        host: CPU time of a launch, relative to the hosts of H100.
         attention_copies: fused attention works on (batch, sequence) order and keeps a copy of its output in the
             order of the layer, unless the micro-batch is one sample (FlashAttention; cuDNN's takes either order).
         transposed_weights: FP8 multiplications need a transposed copy of the weights.
@@ -84,7 +83,6 @@ class Efficiency:
     dp_exposed: float
     cublas_workspace_mib: float
     engine_workspace_mib: float
-    host: float
     attention_copies: bool
     transposed_weights: bool
     band: float
