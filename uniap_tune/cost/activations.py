@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniap_tune.cost.allocator import Allocation
-from uniap_tune.cost.compute import head_widths
+from uniap_tune.cost.operators import head_widths
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERT_ACTIVATION, EXPERTS, LATENT_UP, MLP, NORMS, SHARED_EXPERTS
 from uniap_tune.graph import LayerType
 from uniap_tune.spec import DType, Job, Model, Moe, QkNorm

@@ -14,9 +14,20 @@ import math
 from dataclasses import dataclass
 
 from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.cost.operators import (
+    Gemm,
+    Shape,
+    attended,
+    attention_gemms,
+    cross_attention_gemms,
+    head_widths,
+    latent_gemms,
+    mlp_gemms,
+    moe_gemms,
+)
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERTS, LATENT_UP, MLP, SHARED_EXPERTS, Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.spec import Device, DType, Job, Mla, Model
+from uniap_tune.spec import Device, DType, Job, Model
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
 # Bytes an element of the attention matrix moves: softmax writes all and reads what is not masked, backward two such
@@ -44,20 +55,7 @@ _EXPERT_WAIT = 0.25
 _LAUNCH_NORM = 7.5  # exponent of the smooth maximum of GPU time and launch time [Empirical]
 _ALIGNED = 8  # 16-bit elements in 16 bytes (NVIDIA, Matrix Multiplication Background, section 4)
 _WHOLE_LINES = 64  # 16-bit elements in 128 bytes (the same, table 1, for A100; arXiv 2401.14489 section VI)
-_WHOLE_LINES = 64  # 16-bit elements in 128 bytes (the same, table 1: A100; arXiv 2401.14489 section VI)
 _HALF = (DType.FP16, DType.BF16)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What of a strategy changes the computation of one rank."""
-
-    tp: int
-    cp: int
-    ep: int
-    etp: int
-    sp: int
-    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +72,6 @@ class Compute:
     kernels: float
     again: float = 0.0
     waits: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Gemm:
-    """``count`` multiplications of (m, k) by (k, n); ``quantized``: runs in the 8- or 4-bit format of the job."""
-
-    m: float
-    n: float
-    k: float
-    count: float = 1.0
-    quantized: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +150,7 @@ class ComputeModel:
         """Forward seconds of the modules that selective recomputation names, without the attention core; norms and
         activations go with their neighbours' bytes and count for nothing."""
         model, repeated = self._model, self._repeated
-        gemms: list[_Gemm] = []
+        gemms: list[Gemm] = []
         if LATENT_UP in repeated and model.mla is not None:
             gemms += latent_gemms(model, model.mla, tokens, shape.tp)
         if layer.moe and model.moe is not None:
@@ -194,7 +181,7 @@ class ComputeModel:
         fits = self._runtime.fused_kernels or seq <= _FUSED_SOFTMAX_LENGTH
         return fits and shape.samples * self._model.num_heads // shape.tp % 4 == 0
 
-    def _gemm(self, m: float, n: float, k: float, gemm: _Gemm, *, gradient: bool = False) -> float:
+    def _gemm(self, m: float, n: float, k: float, gemm: Gemm, *, gradient: bool = False) -> float:
         """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
         efficiency = self._efficiency
         waves = math.ceil(m / _TILE) * math.ceil(n / _TILE) / self._sms
@@ -207,7 +194,7 @@ class ComputeModel:
         size = self._width * (m * k + k * n) + (8 if gradient else self._width) * m * n
         return gemm.count * max(compute, size / self._bandwidth)
 
-    def _ragged(self, gemm: _Gemm) -> float:
+    def _ragged(self, gemm: Gemm) -> float:
         """How much longer a GEMM takes because rows of its matrices end within 16 bytes, or within 128."""
         if gemm.n % _ALIGNED or gemm.k % _ALIGNED:
             return self._efficiency.misaligned
@@ -242,8 +229,8 @@ class ComputeModel:
     ) -> _Attention:
         """Batched GEMMs over all pairs, and by bytes dropout and softmax, of the part ``seen`` that is not masked and
         ``softmax`` times what one kernel moves."""
-        scores = _Gemm(rows, seq, widths[0], heads, quantized=False)
-        context = _Gemm(rows, widths[1], seq, heads, quantized=False)
+        scores = Gemm(rows, seq, widths[0], heads, quantized=False)
+        context = Gemm(rows, widths[1], seq, heads, quantized=False)
         dropout = _DROPOUT_BYTES if self._model.attention_dropout else 0.0
         area = heads * rows * seq / self._bandwidth
         forward = self._batched(scores) + self._batched(context)
@@ -252,7 +239,7 @@ class ComputeModel:
             2 * forward + (softmax * (_SOFTMAX_WRITTEN + 2 * _SOFTMAX_READ * seen) + dropout) * area,
         )
 
-    def _batched(self, gemm: _Gemm) -> float:
+    def _batched(self, gemm: Gemm) -> float:
         tiles = math.ceil(gemm.m / _TILE) * math.ceil(gemm.n / _TILE) * gemm.count / self._sms
         idle = math.pow(math.ceil(tiles) / tiles, self._efficiency.gemm_wave_exponent)
         compute = 2 * gemm.m * gemm.n * gemm.k * gemm.count * idle / self._wide
@@ -301,7 +288,7 @@ class ComputeModel:
         tokens = shape.samples * self._job.seq_length / shape.cp
         rows = self._runtime.vocab_rows(model.vocab_size, shape.tp) / shape.tp
         logits = tokens * rows
-        gemm = _Gemm(tokens, rows, model.hidden_size, quantized=False)
+        gemm = Gemm(tokens, rows, model.hidden_size, quantized=False)
         loss = self._runtime.loss_traffic * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
         forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
@@ -315,7 +302,7 @@ class ComputeModel:
         """A head with multi-token prediction (arXiv 2412.19437 section 2.2): each module joins two hidden vectors,
         runs a block like the last one, and takes the output projection and the loss again."""
         model = self._model
-        join = _Gemm(tokens, model.hidden_size / shape.tp, 2 * model.hidden_size)
+        join = Gemm(tokens, model.hidden_size / shape.tp, 2 * model.hidden_size)
         block = self._block(block_type(model, model.num_layers - 1), shape)
         modules = model.mtp_layers
         forward = block.forward + self._gemm(join.m, join.n, join.k, join)
@@ -339,78 +326,6 @@ class ComputeModel:
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
         return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
-
-
-def attention_gemms(model: Model, tokens: float, tp: int) -> list[_Gemm]:
-    """The linear layers of attention on one rank, as (tokens, outputs, inputs)."""
-    hidden = model.hidden_size
-    mla = model.mla
-    if mla is None:
-        qkv = (model.q_width + 2 * model.kv_width) / tp
-        return [_Gemm(tokens, qkv, hidden), _Gemm(tokens, hidden, model.q_width / tp)]
-    gemms = [
-        _Gemm(tokens, mla.kv_lora_rank + mla.qk_rope_dim, hidden),
-        *latent_gemms(model, mla, tokens, tp),
-        _Gemm(tokens, hidden, model.num_heads * mla.v_dim / tp),
-    ]
-    return gemms if mla.q_lora_rank is None else [_Gemm(tokens, mla.q_lora_rank, hidden), *gemms]
-
-
-def latent_gemms(model: Model, mla: Mla, tokens: float, tp: int) -> list[_Gemm]:
-    """Queries, keys and values of multi-latent attention from their latents (queries may come from the input)."""
-    q_width = model.num_heads * (mla.qk_nope_dim + mla.qk_rope_dim) / tp
-    kv_width = model.num_heads * (mla.qk_nope_dim + mla.v_dim) / tp
-    return [_Gemm(tokens, q_width, mla.q_lora_rank or model.hidden_size), _Gemm(tokens, kv_width, mla.kv_lora_rank)]
-
-
-def cross_attention_gemms(model: Model, tokens: float, read: float, tp: int) -> list[_Gemm]:
-    """The linear layers of cross-attention: queries of ``tokens``, keys and values of the encoder's ``read`` ones."""
-    hidden = model.hidden_size
-    return [
-        _Gemm(tokens, model.q_width / tp, hidden),
-        _Gemm(read, 2 * model.kv_width / tp, hidden),
-        _Gemm(tokens, hidden, model.q_width / tp),
-    ]
-
-
-def mlp_gemms(model: Model, tokens: float, tp: int, width: int) -> list[_Gemm]:
-    """The linear layers of a dense MLP on one rank."""
-    fan = 2 if model.gated_mlp else 1
-    return [_Gemm(tokens, fan * width / tp, model.hidden_size), _Gemm(tokens, model.hidden_size, width / tp)]
-
-
-def moe_gemms(model: Model, tokens: float, shape: Shape) -> list[_Gemm]:
-    """Router, grouped GEMMs of the local experts (balanced routing) and shared experts on one rank."""
-    moe = model.moe
-    if moe is None:
-        return []
-    local = moe.num_experts / shape.ep
-    rows = max(1.0, tokens * moe.top_k * shape.etp / shape.tp / local)
-    fan = 2 if model.gated_mlp else 1
-    width = moe.expert_ffn_size / shape.etp
-    gemms = [
-        _Gemm(tokens / shape.sp, moe.num_experts, model.hidden_size, quantized=False),
-        _Gemm(rows, fan * width, model.hidden_size, local),
-        _Gemm(rows, model.hidden_size, width, local),
-    ]
-    if moe.shared_ffn_size:
-        gemms += mlp_gemms(model, tokens, shape.tp, moe.shared_ffn_size)
-    return gemms
-
-
-def head_widths(model: Model) -> tuple[int, int]:
-    """Widths of one query-key head and of one value head."""
-    if model.mla is not None:
-        return model.mla.qk_nope_dim + model.mla.qk_rope_dim, model.mla.v_dim
-    return model.head_dim, model.head_dim
-
-
-def attended(layer: LayerType, seq: int) -> float:
-    """Query-key pairs of one sequence: s^2; causal s^2 / 2, or the band of a sliding window."""
-    if not layer.causal:
-        return float(seq * seq)
-    window = min(layer.window or seq, seq)
-    return window * seq - window * window / 2
 
 
 def _peak(device: Device, dtype: DType) -> float:

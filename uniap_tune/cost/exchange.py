@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniap_tune.cost.comm import Group, Network
-from uniap_tune.cost.compute import ComputeModel, Shape, head_widths
+from uniap_tune.cost.compute import ComputeModel
 from uniap_tune.cost.efficiency import Efficiency
+from uniap_tune.cost.operators import Shape, head_widths
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Job, Model

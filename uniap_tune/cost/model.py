@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uniap_tune.cost.comm import Group, Network
-from uniap_tune.cost.compute import Compute, ComputeModel, Shape, attended, head_widths
+from uniap_tune.cost.compute import Compute, ComputeModel
 from uniap_tune.cost.efficiency import Efficiency, efficiency_for
 from uniap_tune.cost.exchange import Communication, ExchangeModel
 from uniap_tune.cost.layout import Move, move
 from uniap_tune.cost.memory import MemoryModel, Parameters
+from uniap_tune.cost.operators import Shape, attended, head_widths
 from uniap_tune.cost.parts import (
     ACTIVATIONS,
     BUFFERS,
