@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from uniap_tune.cost.runtime import CORE_ATTENTION, MEGATRON_LAUNCH_S, RECOMPUTE_MODULES, Runtime
+from uniap_tune.cost.runtime import CORE_ATTENTION, MEGATRON_LAUNCH_S, MEGATRON_SOFTMAX, RECOMPUTE_MODULES, Runtime
 from uniap_tune.errors import InputError
 from uniap_tune.megatron.facts import ZERO_OF_SHARDING
 from uniap_tune.spec import DType, Job, Mla, Model, Moe, Norm, OptimizerName, Position, Precision, QkNorm, Recompute
@@ -186,12 +186,8 @@ def read_runtime(args: Fields) -> Runtime:
     loss = 6.0
     if flag(args, "cross-entropy-loss-fusion"):
         loss = 4.0 if text(args, "cross-entropy-fusion-impl") == "te" else 10.0
-    engine = text(args, "transformer-impl") != "local"
-    runtime = (
-        Runtime() if engine else Runtime(fused_kernels=False, transformer_engine=False, launch_s=MEGATRON_LAUNCH_S)
-    )
     return replace(
-        runtime,
+        _local_layers(args) if text(args, "transformer-impl") == "local" else Runtime(),
         loss_bytes=loss,
         vocab_multiple=count(args, "make-vocab-size-divisible-by") or 128,
         optimizer_instances=count(args, "num-distributed-optimizer-instances") or 1,
@@ -204,7 +200,25 @@ def read_runtime(args: Fields) -> Runtime:
         narrow_parameters=bool(flag(args, "fp8-param-gather")),
         recompute_modules=RECOMPUTE_MODULES & _words(args, "recompute-modules") or frozenset({CORE_ATTENTION}),
         offload_modules=_words(args, "offload-modules"),
+        deferred_gradients=_deferred_gradients(args),
     )
+
+
+def _local_layers(args: Fields) -> Runtime:
+    """megatron-core's own layers; their softmax computes 32 bits only where an argument says so."""
+    return Runtime(
+        fused_kernels=False,
+        transformer_engine=False,
+        launch_s=MEGATRON_LAUNCH_S,
+        softmax_length=0 if flag(args, "no-masked-softmax-fusion") else MEGATRON_SOFTMAX,
+        softmax_in_fp32=bool(flag(args, "attention-softmax-in-fp32") or flag(args, "apply-query-key-layer-scaling")),
+    )
+
+
+def _deferred_gradients(args: Fields) -> int | None:
+    if not flag(args, "defer-embedding-wgrad-compute"):
+        return None
+    return count(args, "wgrad-deferral-limit", least=0) or 0
 
 
 def _words(args: Fields, key: str) -> frozenset[str]:

@@ -25,7 +25,7 @@ COUNTS = frozenset(
 )  # fmt: skip
 
 # Whole numbers that may be zero.
-COUNTS_FROM_ZERO = frozenset({"moe-shared-expert-intermediate-size", "mtp-num-layers"})
+COUNTS_FROM_ZERO = frozenset({"moe-shared-expert-intermediate-size", "mtp-num-layers", "wgrad-deferral-limit"})
 
 NUMBERS = frozenset(
     {
@@ -37,13 +37,14 @@ NUMBERS = frozenset(
 SWITCHES = frozenset(
     {
         "account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split",
-        "accumulate-allreduce-grads-in-fp32", "add-qkv-bias", "apply-layernorm-1p", "bf16", "calculate-per-token-loss",
+        "accumulate-allreduce-grads-in-fp32", "add-qkv-bias", "apply-layernorm-1p", "apply-query-key-layer-scaling",
+        "attention-softmax-in-fp32", "bf16", "calculate-per-token-loss",
         "cross-entropy-loss-fusion", "defer-embedding-wgrad-compute", "delay-wgrad-compute", "deterministic-mode",
         "disable-bias-linear", "distribute-saved-activations", "fp16", "fp8-param-gather", "grad-reduce-in-bf16",
         "group-query-attention", "init-model-with-meta-device", "moe-grouped-gemm", "moe-shared-expert-gate",
-        "multi-latent-attention",
-        "no-gradient-accumulation-fusion", "no-overlap-p2p-communication", "optimizer-cpu-offload",
-        "overlap-grad-reduce", "overlap-moe-expert-parallel-comm", "overlap-p2p-communication-warmup-flush",
+        "multi-latent-attention", "no-gradient-accumulation-fusion", "no-masked-softmax-fusion",
+        "no-overlap-p2p-communication", "optimizer-cpu-offload", "overlap-grad-reduce",
+        "overlap-moe-expert-parallel-comm", "overlap-p2p-communication-warmup-flush",
         "overlap-param-gather", "overlap-param-gather-with-optimizer-step", "qk-l2-norm", "qk-layernorm",
         "recompute-activations", "sequence-parallel", "squared-relu", "swiglu", "tp-comm-overlap",
         "untie-embeddings-and-output-weights", "use-custom-fsdp", "use-distributed-optimizer", "use-flash-attn",

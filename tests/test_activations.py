@@ -35,7 +35,9 @@ DEEPSEEK = replace(
 def tensors(model: Model, layer: LayerType = EXPERTS, compute: DType = DType.BF16, **axes: Any) -> Tensors:
     """The tensors of one sample."""
     job = Job(global_batch=8, seq_length=SEQ, precision=Precision(compute=compute))
-    return ActivationModel(model, job, attention_copies=False).block(layer, Strategy(**axes), 1)
+    return ActivationModel(model, job, Runtime(transformer_engine=False), attention_copies=False).block(
+        layer, Strategy(**axes), 1
+    )
 
 
 def test_latent_attention_keeps_latents_and_heads_once() -> None:
@@ -54,7 +56,7 @@ def test_what_allocations_keep_is_the_whole(model: Model, layer: LayerType, drop
     job = Job(global_batch=8, seq_length=SEQ, flash_attention=flash)
     model = replace(model, hidden_dropout=dropout, attention_dropout=dropout)
     for tp in (1, 4):
-        blocks = ActivationModel(model, job, attention_copies=False)
+        blocks = ActivationModel(model, job, Runtime(transformer_engine=False), attention_copies=False)
         strategy = Strategy(tp=tp)
         kept = sum(size for size, is_kept in blocks.allocations(layer, strategy, 2) if is_kept)
         assert kept == pytest.approx(blocks.block(layer, strategy, 2).whole, rel=1e-6)

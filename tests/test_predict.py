@@ -102,6 +102,37 @@ def test_a_tiny_megatron_run_is_counted_to_the_mebibyte():
     assert prediction.peak_memory_bytes == pytest.approx(1900.2e6, abs=8 * MIB)
 
 
+def test_gradients_of_the_output_matrix_that_wait():
+    """Measured by Megatron-LM's functional test gpt3_mcore_te_tp2_pp2_defer_embedding_wgrad_compute on A100."""
+    waiting = {"defer_embedding_wgrad_compute": True, "no_gradient_accumulation_fusion": None}
+    prediction = predict(read_run(megatron_record(**waiting, wgrad_deferral_limit=2)))
+    assert prediction.peak_memory_bytes == pytest.approx(2340.6e6, rel=0.01)
+    every, most = (predict(read_run(megatron_record(**waiting, wgrad_deferral_limit=n))) for n in (0, 100))
+    assert every.peak_memory_bytes == most.peak_memory_bytes > 1.15 * prediction.peak_memory_bytes
+    assert every.steady_memory_bytes == prediction.steady_memory_bytes
+    alone = {"pipeline_model_parallel_size": 1, **waiting}
+    at_once = predict(read_run(megatron_record(**{**alone, "defer_embedding_wgrad_compute": None})))
+    assert predict(read_run(megatron_record(**alone))).peak_memory_bytes == at_once.peak_memory_bytes
+
+
+def test_softmax_of_single_operators_keeps_more_and_takes_longer():
+    """Measured by Megatron-LM's functional test gpt3_mcore_tp2_pp2_uninstall_te on A100: 2086.5 MB at the peak."""
+    local = {"transformer_impl": "local", "attention_backend": None, "bf16": None, "fp16": True}
+    separate = {**local, "no_masked_softmax_fusion": True}
+    fused, narrow = (predict(read_run(megatron_record(**args))) for args in (local, separate))
+    wide = predict(read_run(megatron_record(**separate, apply_query_key_layer_scaling=True)))
+    assert wide.peak_memory_bytes == pytest.approx(2086.5e6, rel=0.01)
+    assert fused.peak_memory_bytes == narrow.peak_memory_bytes < wide.peak_memory_bytes
+    assert fused.step_time_s < narrow.step_time_s == wide.step_time_s
+
+    def added_by_the_flag(micro_batch: int) -> float:
+        few = {"num_attention_heads": 2, "micro_batch_size": micro_batch, "apply_query_key_layer_scaling": True}
+        peaks = [predict(read_run(megatron_record(**args, **few))).peak_memory_bytes for args in (local, separate)]
+        return peaks[1] - peaks[0]
+
+    assert added_by_the_flag(4) > 0 == added_by_the_flag(2)  # two (sample, head) pairs a rank do not fit the kernel
+
+
 def test_megatron_stages_of_their_own_size():
     four = megatron_record(
         pipeline_model_parallel_size=4, decoder_first_pipeline_num_layers=2, decoder_last_pipeline_num_layers=2

@@ -13,8 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniap_tune.cost.allocator import Allocation
-from uniap_tune.cost.operators import head_widths
-from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERT_ACTIVATION, EXPERTS, LATENT_UP, MLP, NORMS, SHARED_EXPERTS
+from uniap_tune.cost.operators import fuses_softmax, head_widths
+from uniap_tune.cost.runtime import (
+    CORE_ATTENTION,
+    EXPERT_ACTIVATION,
+    EXPERTS,
+    LATENT_UP,
+    MLP,
+    NORMS,
+    SHARED_EXPERTS,
+    Runtime,
+)
 from uniap_tune.graph import LayerType
 from uniap_tune.spec import DType, Job, Model, Moe, QkNorm
 from uniap_tune.strategy import Strategy
@@ -120,30 +129,19 @@ class ActivationModel:
     Args:
         model: what is trained.
         job: how.
+        runtime: how the engine executes; TransformerEngine's norms of queries and keys copy them out of what the
+            projection wrote.
         attention_copies: fused attention keeps a copy of its output in the order of the layer.
-        norm_copies: norms of queries and keys copy them out of what the projection wrote (TransformerEngine's).
-        keeps_scores: unfused attention keeps its scores too.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        job: Job,
-        *,
-        attention_copies: bool,
-        norm_copies: bool = False,
-        keeps_scores: bool = False,
-    ) -> None:
+    def __init__(self, model: Model, job: Job, runtime: Runtime, *, attention_copies: bool) -> None:
         self._model = model
         self._job = job
         self._width = float(job.precision.param_bytes)
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
-        self._norm_tensors = 2 if norm_copies else 1
-        self._keeps_scores = keeps_scores
-        self._matrices = self._width * (2 if keeps_scores else 1)
-        if model.attention_dropout:
-            self._matrices += self._width + 1  # its output and its mask
+        self._runtime = runtime
+        self._norm_tensors = 2 if runtime.transformer_engine else 1
 
     def block(self, layer: LayerType, strategy: Strategy, samples: int) -> Tensors:
         """The tensors of one block for one micro-batch on one rank."""
@@ -187,7 +185,7 @@ class ActivationModel:
         border = self._width * tokens * model.hidden_size / sp
         mask = tokens * model.hidden_size / sp if model.hidden_dropout else 0.0
         made = [(found.attention_input, True), (found.qkv_input, True), (found.latents, True)]
-        made += [(found.latent_normed, True), (found.heads, True), *self._core_allocations(found.scores)]
+        made += [(found.latent_normed, True), (found.heads, True), *self._core_allocations(layer, strategy, samples)]
         made += [(found.context, False), (found.context, True), (border, False), (mask, True)]
         made += [(found.mlp_input, True), (found.mlp_normed, True), (found.router, True), (found.expert_input, True)]
         activated = found.mlp_inner * self._input / self._width / self._fan
@@ -196,13 +194,16 @@ class ActivationModel:
         made += [(border, False), (mask, True)]
         return tuple((int(size), kept) for size, kept in made if size >= 1)
 
-    def _core_allocations(self, kept: float) -> list[tuple[float, bool]]:
-        """Of the matrices of unfused attention: scores, their softmax, dropout's output and its mask."""
-        if self._job.flash_attention:
-            return [(kept, True)]
-        matrix = self._width * kept / self._matrices
-        scores = [(matrix, self._keeps_scores), (matrix, True)]
-        return [*scores, (matrix, True), (matrix / self._width, True)] if self._model.attention_dropout else scores
+    def _core_allocations(self, layer: LayerType, strategy: Strategy, samples: int) -> list[tuple[float, bool]]:
+        """What the attention cores keep, and the scores of unfused ones."""
+        seq = self._job.sequence(encoder=layer.encoder)
+        made = []
+        for keys in (seq, self._job.sequence(encoder=True)) if layer.cross else (seq,):
+            kept = self._scores(strategy, samples, seq, keys)
+            if not (self._job.flash_attention or self._runtime.keeps_scores):
+                made.append((self._width * self._pairs(strategy, samples, seq, keys), False))
+            made += [(size, True) for size in kept]
+        return made
 
     @property
     def _fan(self) -> float:
@@ -238,18 +239,33 @@ class ActivationModel:
     def _core(self, layer: LayerType, strategy: Strategy, samples: int) -> float:
         """What the attention cores keep."""
         seq = self._job.sequence(encoder=layer.encoder)
-        kept = self._scores(strategy, samples, seq, seq)
-        return kept + self._scores(strategy, samples, seq, self._job.sequence(encoder=True)) if layer.cross else kept
+        kept = sum(self._scores(strategy, samples, seq, seq))
+        return (
+            kept + sum(self._scores(strategy, samples, seq, self._job.sequence(encoder=True))) if layer.cross else kept
+        )
 
-    def _scores(self, strategy: Strategy, samples: int, queries: int, seq: int) -> float:
-        """What one core keeps: row statistics (fused), or the matrices of queries and keys (unfused)."""
-        model = self._model
-        heads = samples * model.num_heads / strategy.tp
-        rows = queries / strategy.cp
+    def _scores(self, strategy: Strategy, samples: int, queries: int, keys: int) -> list[float]:
+        """What one core keeps: row statistics (fused), or of the matrices of queries and keys the scores, their softmax
+        in 32 and in 16 bits, dropout's output and its mask (unfused)."""
+        model, runtime, width = self._model, self._runtime, self._width
+        pairs = self._pairs(strategy, samples, queries, keys)
         if self._job.flash_attention:
-            copies = self._width * heads * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
-            return 4 * heads * rows + copies  # fp32 log-sum-exp
-        return self._matrices * heads * rows * seq
+            rows = pairs / keys
+            copies = width * rows * head_widths(model)[1] if self._attention_copies and samples > 1 else 0
+            return [4 * rows + copies]  # fp32 log-sum-exp
+        batches = samples * model.num_heads // strategy.tp
+        widened = runtime.softmax_in_fp32 and not fuses_softmax(runtime.softmax_length, batches, queries, keys)
+        widths = [width] if runtime.keeps_scores else []
+        widths.append(4 if widened else width)
+        if model.attention_dropout:
+            widths += [width, 1]
+        elif widened and width < 4:
+            widths.append(width)
+        return [size * pairs for size in widths]
+
+    def _pairs(self, strategy: Strategy, samples: int, queries: int, keys: int) -> float:
+        """Pairs of queries and keys of the heads of one rank."""
+        return samples * self._model.num_heads / strategy.tp * (queries / strategy.cp) * keys
 
     def _experts(self, moe: Moe | None, tokens: float, strategy: Strategy) -> dict[str, float]:
         """Routed tokens as experts read them, the activation function's input and output; shared experts.

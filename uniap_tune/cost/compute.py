@@ -20,6 +20,7 @@ from uniap_tune.cost.operators import (
     attended,
     attention_gemms,
     cross_attention_gemms,
+    fuses_softmax,
     head_widths,
     latent_gemms,
     mlp_gemms,
@@ -36,9 +37,8 @@ _SOFTMAX_WRITTEN = 3.0
 _SOFTMAX_READ = 3.0
 _DROPOUT_BYTES = 5.0
 # How much more softmax moves where scaling and masking are kernels of their own [Empirical]: A100 at 4096 tokens in the
-# profiles below. Megatron's fused kernel ended at 2048 until 2023 (fused_kernels/scaled_upper_triang_masked_softmax.h).
+# profiles below.
 _SEPARATE_SOFTMAX = 1.75
-_FUSED_SOFTMAX_LENGTH = 2048
 # How much longer the multiplications of an attention core take than a large one of their FLOPs [Empirical]: scores and
 # context of V100, A10G, L4 and A100, profiled operator by operator (Dazz993/Mist, benchmark/superscaler/results-ref).
 _BATCHED = 1.4
@@ -171,15 +171,13 @@ class ComputeModel:
         if not self._runtime.fused_kernels:
             kernels *= 2  # biases, dropout, additions and transposes on their own [Empirical]
         if not self._job.flash_attention:
-            kernels += 4 if self._fuses_softmax(shape, self._job.seq_length) else 24
+            kernels += 4 if self._fuses_softmax(shape, self._job.seq_length, self._job.seq_length) else 24
         collectives = 0 if shape.tp == 1 else 2 if shape.sp == 1 else 4
         return kernels + _COLLECTIVE_LAUNCHES * collectives
 
-    def _fuses_softmax(self, shape: Shape, seq: int) -> bool:
-        """Whether scaling, masking and softmax are one kernel: Megatron's needs a multiple of four (sample, head) pairs
-        a rank (megatron/core/fusions/fused_softmax.py)."""
-        fits = self._runtime.fused_kernels or seq <= _FUSED_SOFTMAX_LENGTH
-        return fits and shape.samples * self._model.num_heads // shape.tp % 4 == 0
+    def _fuses_softmax(self, shape: Shape, rows: int, keys: int) -> bool:
+        batches = shape.samples * self._model.num_heads // shape.tp
+        return fuses_softmax(self._runtime.softmax_length, batches, rows, keys)
 
     def _gemm(self, m: float, n: float, k: float, gemm: Gemm, *, gradient: bool = False) -> float:
         """Seconds of one GEMM, times its count. ``gradient``: the result accumulates in fp32 (weight gradients)."""
@@ -216,7 +214,7 @@ class ComputeModel:
         heads = shape.samples * model.num_heads / shape.tp
         area = pairs / shape.cp
         if not self._job.flash_attention:
-            softmax = 1.0 if self._fuses_softmax(shape, seq) else _SEPARATE_SOFTMAX
+            softmax = 1.0 if self._fuses_softmax(shape, rows, seq) else _SEPARATE_SOFTMAX
             return self._unfused(heads, rows / shape.cp, seq, (head_width, value_width), pairs / (rows * seq), softmax)
         flops = 2.0 * heads * area * (head_width + value_width)
         efficiency = self._efficiency

@@ -78,13 +78,7 @@ class MemoryModel:
         self._width = precision.param_bytes
         self._tensors_of_their_own = capabilities.target is Target.MEGATRON
         copies = efficiency.attention_copies and runtime.transformer_engine
-        self._blocks = ActivationModel(
-            model,
-            job,
-            attention_copies=copies,
-            norm_copies=runtime.transformer_engine,
-            keeps_scores=runtime.keeps_scores,
-        )
+        self._blocks = ActivationModel(model, job, runtime, attention_copies=copies)
         # Weights are quantized once a step and kept, along rows and along columns; GEMMs of FP8 from Blackwell on read
         # one copy either way (TransformerEngine, is_non_tn_fp8_gemm_supported).
         copies_held = 1 if precision.compute is DType.FP8 and not efficiency.transposed_weights else 2
@@ -215,6 +209,18 @@ class MemoryModel:
         if layer.kind is not LayerKind.HEAD or not strategy.sequence_parallel or strategy.tp == 1:
             return 0.0
         return self._width * samples * self._job.seq_length / strategy.cp * self._model.hidden_size
+
+    def deferred(self, layer: LayerType, strategy: Strategy, samples: int, num_microbatches: int) -> float:
+        """Gradients of logits, and the output layer's input, of the micro-batches whose gradient of the output matrix
+        waits (megatron/core/tensor_parallel/layers.py, ``grad_output_buffer``; it needs fused accumulation)."""
+        limit, runtime = self._runtime.deferred_gradients, self._runtime
+        if layer.kind is not LayerKind.HEAD or limit is None or not runtime.gradient_fusion:
+            return 0.0
+        tokens = samples * self._job.seq_length / strategy.cp
+        sp = strategy.tp if strategy.sequence_parallel else 1
+        vocab = runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
+        count = min(limit or num_microbatches, num_microbatches)
+        return count * self._width * tokens * (vocab + self._model.hidden_size / sp)
 
     def _batch(self, strategy: Strategy, samples: int) -> float:
         """The mask of a micro-batch from the data loader: a byte a pair of tokens of each sequence."""

@@ -171,6 +171,8 @@ class CostModel:
     ) -> LayerCost:
         states = self._memory.states(parameters, strategy)
         activations = self._memory.activations(layer, strategy, samples)
+        # the last stage, which has one micro-batch in flight, holds them until the pipeline is empty
+        waiting = self._memory.deferred(layer, strategy, samples, num_microbatches) if pp > 1 else 0.0
         transient = self._transient(layer, parameters, strategy, samples, pp, activations.transient)
         return LayerCost(
             forward_s=forward_s,
@@ -184,7 +186,7 @@ class CostModel:
                 OPTIMIZER_STATES: states.optimizer,
                 BUFFERS: self._memory.buffers(layer, strategy, samples),
             },
-            microbatch_bytes={ACTIVATIONS: activations.kept},
+            microbatch_bytes={ACTIVATIONS: activations.kept + waiting},
             transient_bytes=transient,
             step_bytes=states.step,
         )

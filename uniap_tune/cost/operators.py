@@ -98,6 +98,13 @@ def head_widths(model: Model) -> tuple[int, int]:
     return model.head_dim, model.head_dim
 
 
+def fuses_softmax(longest: int, batches: int, rows: int, keys: int) -> bool:
+    """Whether scaling, masking and softmax of unfused attention are one kernel, for so many (sample, head) pairs a rank
+    and no more than ``longest`` keys (megatron/core/fusions/fused_softmax.py and TransformerEngine's softmax.py,
+    ``is_kernel_available``)."""
+    return 16 < keys <= longest and rows % 4 == 0 and keys % 4 == 0 and batches % 4 == 0
+
+
 def attended(layer: LayerType, seq: int) -> float:
     """Query-key pairs of one sequence: s^2; causal s^2 / 2, or the band of a sliding window."""
     if not layer.causal:

@@ -31,6 +31,14 @@ _MEGATRON_2021_LAUNCH = 2.255e-5
 _PYTORCH_LAUNCH = 8.3e-6
 
 
+# Keys up to which softmax is fused: TransformerEngine since 1.3 (softmax.py, is_kernel_available: below 16384),
+# megatron-core's own layers (fusions/fused_softmax.py), Megatron-LM until 2023
+# (fused_kernels/scaled_upper_triang_masked_softmax.h).
+_ENGINE_SOFTMAX = 16_383
+MEGATRON_SOFTMAX = 4096
+_MEGATRON_2021_SOFTMAX = 2048
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """How the engine executes a step.
@@ -68,6 +76,11 @@ class Runtime:
         gradient_fusion: weight gradients accumulate inside the GEMM; TransformerEngine then keeps a dummy gradient of
             every distinct weight, 2 bytes for each parameter of one layer.
         keeps_scores: unfused attention keeps its scores beside their softmax, as separate operators do.
+        softmax_length: keys up to which unfused attention scales, masks and normalizes in one kernel (0: never,
+            Megatron's ``--no-masked-softmax-fusion``); beyond, these are operators of PyTorch.
+        softmax_in_fp32: PyTorch's softmax computes and keeps 32 bits (Megatron's ``--attention-softmax-in-fp32``).
+        deferred_gradients: micro-batches whose gradient of the output matrix waits until the pipeline is empty, 0 for
+            all of them (Megatron's ``--defer-embedding-wgrad-compute``, ``--wgrad-deferral-limit``); ``None``: none.
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
             one s x s buffer for its matrix products.
     """
@@ -97,6 +110,9 @@ class Runtime:
     gradient_fusion: bool = True
     transformer_engine: bool = True
     keeps_scores: bool = False
+    softmax_length: int = _ENGINE_SOFTMAX
+    softmax_in_fp32: bool = True
+    deferred_gradients: int | None = None
 
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
         """Rows of the embedding table over all ranks: padded to ``vocab_multiple * tp``."""
@@ -113,7 +129,7 @@ _SWITCHED = 400e9
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
     """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
-        return Runtime(vocab_multiple=1, launch_s=_PYTORCH_LAUNCH)
+        return Runtime(vocab_multiple=1, launch_s=_PYTORCH_LAUNCH, softmax_length=0)
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
 
 
@@ -130,6 +146,7 @@ MEGATRON_2021 = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     launch_s=_MEGATRON_2021_LAUNCH,
+    softmax_length=_MEGATRON_2021_SOFTMAX,
     gradient_fusion=False,
     loss_traffic=118.0,
     kernel_s=1.17e-5,
@@ -150,6 +167,7 @@ PYTORCH_FSDP = Runtime(
     cast_traffic=2.5,
     kernel_s=5.0e-6,
     launch_s=_PYTORCH_LAUNCH,
+    softmax_length=0,
 )
 
 # The same layers under Megatron-DeepSpeed: ranks that drift apart between collectives, a vocabulary that is padded only
