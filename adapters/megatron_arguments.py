@@ -9,7 +9,16 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from uniap_tune.cost.runtime import CORE_ATTENTION, MEGATRON_LAUNCH_S, MEGATRON_SOFTMAX, RECOMPUTE_MODULES, Runtime
+from uniap_tune.cost.runtime import (
+    CORE_ATTENTION,
+    ENGINE_LOSS,
+    FUSED_LOSS,
+    MEGATRON_LAUNCH_S,
+    MEGATRON_LOSS,
+    MEGATRON_SOFTMAX,
+    RECOMPUTE_MODULES,
+    Runtime,
+)
 from uniap_tune.errors import InputError
 from uniap_tune.megatron.facts import ZERO_OF_SHARDING
 from uniap_tune.spec import DType, Job, Mla, Model, Moe, Norm, OptimizerName, Position, Precision, QkNorm, Recompute
@@ -182,13 +191,17 @@ def read_strategy(args: Fields, tp: int, cp: int, dp: int) -> Strategy:
 
 
 def read_runtime(args: Fields) -> Runtime:
-    """Losses by bytes a logit: Megatron's own 6, fused natively 10, TransformerEngine's 4."""
-    loss = 6.0
+    """How the engine executes.
+
+    Raises:
+        InputError: an argument is wrong.
+    """
+    loss = MEGATRON_LOSS
     if flag(args, "cross-entropy-loss-fusion"):
-        loss = 4.0 if text(args, "cross-entropy-fusion-impl") == "te" else 10.0
+        loss = ENGINE_LOSS if text(args, "cross-entropy-fusion-impl") == "te" else FUSED_LOSS
     return replace(
         _local_layers(args) if text(args, "transformer-impl") == "local" else Runtime(),
-        loss_bytes=loss,
+        loss=loss,
         vocab_multiple=count(args, "make-vocab-size-divisible-by") or 128,
         optimizer_instances=count(args, "num-distributed-optimizer-instances") or 1,
         gradient_fusion=not flag(args, "no-gradient-accumulation-fusion"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from uniap_tune.accuracy import Measured, memory_error
 from uniap_tune.cost.runtime import (
     CORE_ATTENTION,
+    ENGINE_LOSS,
     MEGATRON_2021,
     MEGATRON_DEEPSPEED_2023,
     NEMO_2024,
@@ -406,7 +407,7 @@ class _Reader:
             cuda_graphs=graphs,
             overlap_experts=overlap,
             overlap_tensor=tensor,
-            loss_bytes=4.0,
+            loss=ENGINE_LOSS,
             narrow_parameters=self._is_bridge(),
             offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),
         )

@@ -25,7 +25,7 @@ from uniap_tune.cost.runtime import (
     Runtime,
 )
 from uniap_tune.graph import LayerType
-from uniap_tune.spec import DType, Job, Model, Moe, QkNorm
+from uniap_tune.spec import DType, Job, Model, Moe, Norm, QkNorm
 from uniap_tune.strategy import Strategy
 
 # Bytes of a kept input element with its scales: MXFP8 has one scale byte for 32 elements, NVFP4 one for 16.
@@ -141,7 +141,10 @@ class ActivationModel:
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
         self._runtime = runtime
-        self._norm_tensors = 2 if runtime.transformer_engine else 1
+        rms = model.norm in (Norm.RMSNORM, Norm.RMSNORM_1P)
+        # what a norm keeps in place of its input: in operators of PyTorch RMSNorm keeps it in fp32, and normalized
+        self.norm_input = (4 + self._width) / self._width if runtime.eager and rms else 1.0
+        self._norm_tensors = 2.0 if runtime.transformer_engine else self.norm_input
 
     def block(self, layer: LayerType, strategy: Strategy, samples: int) -> Tensors:
         """The tensors of one block for one micro-batch on one rank."""
@@ -150,7 +153,7 @@ class ActivationModel:
         sp = strategy.tp if strategy.sequence_parallel else 1
         border = self._width * tokens * model.hidden_size / sp
         normed = border * self._input / self._width  # as the linear layer that follows a norm reads it
-        further = border * max(0, model.norms_per_layer - 2)
+        further = self.norm_input * border * max(0, model.norms_per_layer - 2)
         if model.hidden_dropout:
             further += (3 if layer.cross else 2) * tokens * model.hidden_size / sp  # masks of a byte an element
         if layer.cross:
@@ -163,11 +166,11 @@ class ActivationModel:
         # the down projections of latents quantize it each on its own; the router keeps it as it is
         qkv_input = normed * (2 if model.mla is not None and self._input < self._width else 1)
         return Tensors(
-            attention_input=border,
+            attention_input=self.norm_input * border,
             qkv_input=qkv_input,
             **self._attention(tokens, strategy),
             scores=self._core(layer, strategy, samples),
-            mlp_input=border if model.norms_per_layer > 1 else 0.0,
+            mlp_input=self.norm_input * border if model.norms_per_layer > 1 else 0.0,
             mlp_normed=(normed if moe is None else border) if model.norms_per_layer > 1 else 0.0,
             mlp_inner=inner if moe is None else 0.0,
             **self._experts(moe, tokens, strategy),
@@ -207,8 +210,14 @@ class ActivationModel:
 
     @property
     def _fan(self) -> float:
-        """Width of what an MLP keeps, in multiples of its inner width: the activation function's input and output."""
-        return (2 if self._model.gated_mlp else 1) + self._input / self._width
+        """Width of what an MLP keeps, in multiples of its inner width: the activation function's input and output, and
+        where its operators are PyTorch's what they hand on."""
+        model, output = self._model, self._input / self._width
+        if not self._runtime.eager:
+            return (2 if model.gated_mlp else 1) + output
+        if model.gated_mlp:
+            return 3 + output
+        return {"relu": 0, "gelu_new": 4}.get(model.activation, 1) + output
 
     def _attention(self, tokens: float, strategy: Strategy) -> dict[str, float]:
         """What the linear layers of attention and the core keep: q, k, v, the context, latents of MLA (whole on every
@@ -278,8 +287,8 @@ class ActivationModel:
         routed = tokens * moe.top_k * strategy.etp / strategy.tp
         inner = routed * moe.expert_ffn_size / strategy.etp
         activated = inner * self._input
-        if not model.gated_mlp:  # no fused kernel scales the output, so that it is kept before and after
-            activated += inner * width
+        if not model.gated_mlp or self._runtime.eager:
+            activated += inner * width  # no fused kernel scales the output, or gates the input: one more between
         return {
             "expert_input": routed * self._input * model.hidden_size,
             "expert_inner": inner * width * (2 if model.gated_mlp else 1),

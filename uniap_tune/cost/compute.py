@@ -28,7 +28,7 @@ from uniap_tune.cost.operators import (
 )
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERTS, LATENT_UP, MLP, SHARED_EXPERTS, Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.spec import Device, DType, Job, Model
+from uniap_tune.spec import Device, DType, Job, Model, Norm, Position
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
 # Bytes an element of the attention matrix moves: softmax writes all and reads what is not masked, backward two such
@@ -47,6 +47,13 @@ _MISALIGNED_HEADS = 6.0  # heads whose rows are no multiples of 16 bytes [Empiri
 # in rows and columns; the input's columns are made for backward from the narrow copy.
 _CAST_FORWARD = 5.0
 _CAST_BACKWARD = 4.0
+# Elements that a norm moves for each of its input, forward and backward; a gated activation function for each of its
+# output; rotary embeddings for each of queries and keys: in one kernel, and in the operators of transformers' RMSNorm,
+# SiLU and apply_rotary_pos_emb in bf16, counted operator by operator (tests/conformance/test_transformers_memory.py).
+_NORM, _EAGER_NORM = (2.0, 3.0), (18.0, 48.0)
+_GATED, _EAGER_GATED = (3.0, 5.0), (5.0, 9.0)
+_ROTARY, _EAGER_ROTARY = (2.0, 2.0), (10.0, 14.0)
+_PLAIN = (2.0, 3.0)  # an activation function that is not gated
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
 _COLLECTIVE_LAUNCHES = 2.5
 # Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
@@ -108,6 +115,7 @@ class ComputeModel:
         self._sms = device.num_sms
         self._width = 4 if dtype is DType.FP32 else 2
         self._repeated = runtime.recompute_modules
+        self._moved = _moved(model, eager=runtime.eager)
         self._cache: dict[tuple[LayerType, Shape], Compute] = {}
 
     def layer(self, layer: LayerType, shape: Shape) -> Compute:
@@ -251,11 +259,13 @@ class ComputeModel:
 
         Forward, in elements: each norm reads and writes h; each residual addition reads two and writes one h; the
         activation reads f (2f gated) and writes f; rotary reads and writes q + k. Backward a norm reads two and
-        writes one, the residual's gradient is added, the activation reads its input again.
+        writes one, the residual's gradient is added, the activation reads its input again. Operators of PyTorch
+        read and write what is between too.
         """
         model = self._model
         hidden = tokens * model.hidden_size / shape.sp
         gate = 2 if model.gated_mlp else 1
+        norm, activation, rotary = self._moved
         if layer.moe and model.moe is not None:
             moe = model.moe
             routed = tokens * moe.top_k * shape.etp / shape.tp
@@ -263,10 +273,11 @@ class ComputeModel:
             permuted = 4 * routed * model.hidden_size  # gather and scatter of the routed tokens, read and write
         else:
             active, permuted = tokens * model.ffn_size / shape.tp, 0.0
-        rotary = 2 * tokens * (model.q_width + model.kv_width) / shape.tp if model.rope_theta else 0.0
+        turned = tokens * (model.q_width + model.kv_width) / shape.tp if model.position is Position.ROPE else 0.0
         dropout = 2 * (0.5 * hidden) if model.hidden_dropout else 0.0
-        forward = hidden * (2 * model.norms_per_layer + 6) + active * (gate + 1) + rotary + dropout + permuted
-        backward = hidden * (3 * model.norms_per_layer + 8) + active * (2 * gate + 1) + rotary + dropout + permuted
+        norms = model.norms_per_layer * hidden
+        forward = norm[0] * norms + 6 * hidden + activation[0] * active + rotary[0] * turned + dropout + permuted
+        backward = norm[1] * norms + 8 * hidden + activation[1] * active + rotary[1] * turned + dropout + permuted
         forward, backward = self._width * forward, self._width * backward
         if self._is_quantized:
             inputs = 2 * tokens * model.hidden_size + tokens * model.q_width / shape.tp + active
@@ -287,13 +298,14 @@ class ComputeModel:
         rows = self._runtime.vocab_rows(model.vocab_size, shape.tp) / shape.tp
         logits = tokens * rows
         gemm = Gemm(tokens, rows, model.hidden_size, quantized=False)
-        loss = self._runtime.loss_traffic * logits / self._bandwidth / 2
+        loss = self._runtime.loss.moved * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
-        forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + 2 * norm
+        norm_forward, norm_backward = self._moved[0]
+        forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + norm_forward * norm
         backward = self._gemm(gemm.m, gemm.k, gemm.n, gemm) + self._gemm(gemm.n, gemm.k, gemm.m, gemm, gradient=True)
         # gradients of logits are all but zero: multiplying them takes so little power that clocks hold
         backward *= self._clocks
-        head = Compute(forward, backward + loss + 3 * norm, 0.0, 12.0)
+        head = Compute(forward, backward + loss + norm_backward * norm, 0.0, 12.0)
         return self._with_extra_predictions(head, tokens, shape) if model.mtp_layers else head
 
     def _with_extra_predictions(self, head: Compute, tokens: float, shape: Shape) -> Compute:
@@ -324,6 +336,16 @@ class ComputeModel:
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)
         return high * math.pow(1 + math.pow(low / high, _LAUNCH_NORM), 1 / _LAUNCH_NORM)
+
+
+_Moved = tuple[float, float]
+
+
+def _moved(model: Model, *, eager: bool) -> tuple[_Moved, _Moved, _Moved]:
+    """Elements that norm, activation function and rotary embeddings move, each forward and backward."""
+    rms = model.norm in (Norm.RMSNORM, Norm.RMSNORM_1P)
+    activation = (_EAGER_GATED if eager else _GATED) if model.gated_mlp else _PLAIN
+    return _EAGER_NORM if eager and rms else _NORM, activation, _EAGER_ROTARY if eager else _ROTARY
 
 
 def _peak(device: Device, dtype: DType) -> float:

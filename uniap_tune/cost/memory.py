@@ -201,7 +201,8 @@ class MemoryModel:
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         scale = self._width / 2
         around = self._around_output(border) + self._extra(strategy, samples) + self._batch(strategy, samples)
-        return Activations(0.0, 2 * border + self._runtime.loss_bytes * scale * logits + around)
+        norm = (1 + self._blocks.norm_input) * border
+        return Activations(0.0, norm + self._runtime.loss.held * scale * logits + around)
 
     def buffers(self, layer: LayerType, strategy: Strategy, samples: int) -> float:
         """Bytes that a layer's exchanges hold for good: with sequence parallelism the output layer gathers the sequence
@@ -252,7 +253,7 @@ class MemoryModel:
         border = self._width * tokens * model.hidden_size / sp
         logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
         block = self._blocks.block(block_type(model, model.num_layers - 1), strategy, samples)
-        kept = min(self._runtime.loss_bytes - self._width, 4.0)
+        kept = min(self._runtime.loss.held - self._width, 4.0)
         return model.mtp_layers * (6 * border + block.whole + kept * logits)
 
 

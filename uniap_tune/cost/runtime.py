@@ -29,6 +29,8 @@ _ENGINE_LAUNCH = 8.0e-5
 MEGATRON_LAUNCH_S = 4.0e-5
 _MEGATRON_2021_LAUNCH = 2.255e-5
 _PYTORCH_LAUNCH = 8.3e-6
+# GPU seconds a kernel of plain PyTorch takes to start and to drain [Empirical], as PYTORCH_FSDP.
+_PYTORCH_KERNEL = 7.0e-6
 
 
 # Keys up to which softmax is fused: TransformerEngine since 1.3 (softmax.py, is_kernel_available: below 16384),
@@ -37,6 +39,26 @@ _PYTORCH_LAUNCH = 8.3e-6
 _ENGINE_SOFTMAX = 16_383
 MEGATRON_SOFTMAX = 4096
 _MEGATRON_2021_SOFTMAX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Bytes that a 16-bit logit takes while the loss is computed, and moves through memory, forward and backward."""
+
+    held: float
+    moved: float
+
+
+# Counted operator by operator. Megatron's own cross-entropy works in place on an fp32 copy (megatron/core/
+# tensor_parallel/cross_entropy.py: widened 6, maximum 4, subtracted 8, exponential 8, summed 4, divided 8, scaled 8,
+# narrowed 6); fused by the compiler in four passes, with a copy for the gradient (fusions/fused_cross_entropy.py);
+# TransformerEngine's kernels read logits twice, write gradients over them and scale those (triton/cross_entropy.py).
+MEGATRON_LOSS = Loss(held=6.0, moved=52.0)
+FUSED_LOSS = Loss(held=10.0, moved=40.0)
+ENGINE_LOSS = Loss(held=4.0, moved=10.0)
+# transformers widens them, and PyTorch's cross-entropy makes log-probabilities, their gradient and that of the widened
+# logits (loss_utils.py, ForCausalLMLoss), beside the logits themselves as long as a script holds the model's output.
+TRANSFORMERS_LOSS = Loss(held=14.0, moved=44.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +85,8 @@ class Runtime:
         recompute_share: part of the forward pass that full recomputation repeats.
         previous_attention: fused attention is FlashAttention 2, written for Ampere.
         flash_share: rate of fused attention relative to the generation's best kernels.
-        loss_bytes: bytes a logit takes while the loss is computed (Megatron's native vocabulary-parallel
-            cross-entropy: fp16 logits and their fp32 copy = 6; native fused: 10; TransformerEngine: 4).
+        loss: how the cross-entropy of the logits is computed.
         cast_traffic: bytes moved to quantize for 8- and 4-bit multiplications, relative to kernels that also transpose.
-        loss_traffic: bytes a logit moves through memory, forward and backward.
         vocab_multiple: the vocabulary is padded to a multiple of this times tp (Megatron: 128); 1: not padded.
         pads_without_tp: the vocabulary is padded at tp 1 too.
         optimizer_instances: copies of the sharded optimizer states among the data-parallel ranks (Megatron's
@@ -75,6 +95,8 @@ class Runtime:
         deterministic: PyTorch's deterministic mode, for which cuBLAS needs workspaces of 32 MiB (:4096:8).
         gradient_fusion: weight gradients accumulate inside the GEMM; TransformerEngine then keeps a dummy gradient of
             every distinct weight, 2 bytes for each parameter of one layer.
+        eager: norms, activation functions and rotary embeddings are written in operators of PyTorch, each of which
+            moves and keeps what it works on (transformers' modules).
         keeps_scores: unfused attention keeps its scores beside their softmax, as separate operators do.
         softmax_length: keys up to which unfused attention scales, masks and normalizes in one kernel (0: never,
             Megatron's ``--no-masked-softmax-fusion``); beyond, these are operators of PyTorch.
@@ -99,9 +121,8 @@ class Runtime:
     recompute_share: float = 1.0
     previous_attention: bool = False
     flash_share: float = 1.0
-    loss_bytes: float = 6.0
+    loss: Loss = MEGATRON_LOSS
     cast_traffic: float = 1.0
-    loss_traffic: float = 29.0
     vocab_multiple: int = 128
     pads_without_tp: bool = True
     optimizer_instances: int = 1
@@ -109,6 +130,7 @@ class Runtime:
     deterministic: bool = False
     gradient_fusion: bool = True
     transformer_engine: bool = True
+    eager: bool = False
     keeps_scores: bool = False
     softmax_length: int = _ENGINE_SOFTMAX
     softmax_in_fp32: bool = True
@@ -129,7 +151,7 @@ _SWITCHED = 400e9
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
     """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
-        return Runtime(vocab_multiple=1, launch_s=_PYTORCH_LAUNCH, softmax_length=0)
+        return TRANSFORMERS
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
 
 
@@ -148,7 +170,7 @@ MEGATRON_2021 = Runtime(
     launch_s=_MEGATRON_2021_LAUNCH,
     softmax_length=_MEGATRON_2021_SOFTMAX,
     gradient_fusion=False,
-    loss_traffic=118.0,
+    loss=Loss(held=6.0, moved=118.0),
     kernel_s=1.17e-5,
 )
 
@@ -159,19 +181,34 @@ PYTORCH_FSDP = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
+    eager=True,
     previous_attention=True,
     flash_share=0.6,
     recompute_share=0.7,
-    loss_bytes=10.0,
-    loss_traffic=60.0,
+    loss=Loss(held=10.0, moved=60.0),
     cast_traffic=2.5,
-    kernel_s=5.0e-6,
+    kernel_s=_PYTORCH_KERNEL,
     launch_s=_PYTORCH_LAUNCH,
     softmax_length=0,
 )
 
-# The same layers under Megatron-DeepSpeed: ranks that drift apart between collectives, a vocabulary that is padded only
-# for tensor parallelism. [Empirical], fitted on 740 steps on one A100 node, which their source put
+# transformers' models under DeepSpeed: PyTorch's scaled_dot_product_attention, which is FlashAttention 2, and layers as
+# long as those above to launch and to start.
+TRANSFORMERS = Runtime(
+    fused_kernels=False,
+    transformer_engine=False,
+    gradient_fusion=False,
+    eager=True,
+    previous_attention=True,
+    softmax_length=0,
+    loss=TRANSFORMERS_LOSS,
+    vocab_multiple=1,
+    kernel_s=_PYTORCH_KERNEL,
+    launch_s=_PYTORCH_LAUNCH,
+)
+
+# Layers of Megatron-LM before 2023 under Megatron-DeepSpeed: ranks that drift apart between collectives, a vocabulary
+# that is padded only for tensor parallelism. [Empirical], fitted on 740 steps on one A100 node, which their source put
 # together from 32 traced layers (docs/explanation/accuracy.md), and a fifth as much on 109 runs of 3.6B to 175B on 64
 # to 512 A100 (VIA-Research/vTrain, data/ground_truth_multi.csv).
 MEGATRON_DEEPSPEED_2023 = replace(
@@ -183,4 +220,4 @@ MEGATRON_DEEPSPEED_2023 = replace(
 # NeMo before Megatron-Bridge: FlashAttention 2; inputs and gradients of linear layers are quantized and transposed by
 # kernels of their own, after norms and activations have written them in 16 bits. [Empirical], fitted on its H100 runs;
 # its runs on Blackwell agree.
-NEMO_2024 = Runtime(loss_bytes=4.0, narrow_parameters=True, cast_traffic=2.0, previous_attention=True)
+NEMO_2024 = Runtime(loss=FUSED_LOSS, narrow_parameters=True, cast_traffic=2.0, previous_attention=True)

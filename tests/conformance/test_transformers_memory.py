@@ -1,0 +1,184 @@
+"""What the modules of ``transformers`` keep and move, against what we count for DeepSpeed, on the CPU.
+
+Tensors saved for backward are seen by PyTorch's hooks, bytes by its dispatcher. A layer is the difference between
+models of two and of three layers. Dropout is off: on the CPU its mask is as wide as its input, on a GPU a byte an
+element. Families that project queries, keys and values in one and turn them (Phi-3, GPT-NeoX, Falcon) keep a tenth
+more than we count, because the values are a view of all three.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from uniap_tune.adapters.huggingface import parse_config
+from uniap_tune.cost import compute
+from uniap_tune.cost.activations import ActivationModel
+from uniap_tune.cost.runtime import TRANSFORMERS, TRANSFORMERS_LOSS
+from uniap_tune.graph import LayerKind, build_graph
+from uniap_tune.spec import Job
+from uniap_tune.strategy import Strategy
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="4.57")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers.*"),
+]
+
+Config = dict[str, Any]
+SEQ = 256
+HIDDEN = 256
+VOCAB = 512
+GROUPED = {"hidden_size": HIDDEN, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 704}
+FAMILIES: dict[str, Config] = {
+    "llama": {"model_type": "llama", **GROUPED},
+    "qwen2": {"model_type": "qwen2", **GROUPED},
+    "queries and keys normalized": {"model_type": "qwen3", "head_dim": 32, **GROUPED},
+    "layer norm and ReLU": {
+        "model_type": "opt",
+        "hidden_size": HIDDEN,
+        "word_embed_proj_dim": HIDDEN,
+        "ffn_dim": 1024,
+        "num_attention_heads": 8,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+    "GELU in single operators": {
+        "model_type": "gpt2",
+        "n_embd": HIDDEN,
+        "n_head": 8,
+        "n_positions": SEQ,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+    },
+}
+
+
+def real_model(values: Config, layers: int) -> Any:
+    """The model with so many layers, in bf16."""
+    count = "n_layer" if values["model_type"] == "gpt2" else "num_hidden_layers"
+    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict({**values, count: layers, "vocab_size": VOCAB})
+    config._attn_implementation = "sdpa"
+    return transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+
+
+def saved_bytes(model: Any) -> int:
+    """Bytes of all tensors that a forward pass saves for backward, parameters left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Any) -> Any:
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.ones(1, SEQ, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_keeps_what_we_count(family: str) -> None:
+    values = FAMILIES[family]
+    measured = saved_bytes(real_model(values, 3)) - saved_bytes(real_model(values, 2))
+    model = parse_config({**values, "num_hidden_layers": 2, "vocab_size": VOCAB}, file="config.json", name=family)
+    job = Job(global_batch=1, seq_length=SEQ, flash_attention=True)
+    block = next(layer.type for layer in build_graph(model).layers if layer.type.kind is LayerKind.BLOCK)
+    ours = ActivationModel(model, job, TRANSFORMERS, attention_copies=False).block(block, Strategy(), 1).whole
+    assert ours == pytest.approx(measured, rel=0.03)
+
+
+class Watch(TorchDispatchMode):  # type: ignore[misc]
+    """Bytes that operators read and write, and the most that lived at once of what they made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = self.live = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        shared = {leaf.untyped_storage().data_ptr() for leaf in given}
+        if any(leaf.untyped_storage().data_ptr() not in shared for leaf in made):  # not a view
+            self.moved += sum(leaf.numel() * leaf.element_size() for leaf in (*given, *made))
+        for leaf in made:
+            storage = leaf.untyped_storage()
+            if storage not in self._known:
+                self._known.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, size: int) -> None:
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    watch = Watch()
+    with watch:
+        yield watch
+
+
+def both_ways(function: Callable[..., Any], *inputs: Any) -> tuple[int, int]:
+    """Bytes moved forward and backward."""
+    with watched() as forward:
+        made = function(*inputs)
+    outputs = made if isinstance(made, tuple) else (made,)
+    gradients = [torch.ones_like(output) for output in outputs]
+    with watched() as backward:
+        torch.autograd.backward(outputs, gradients)
+    return forward.moved, backward.moved
+
+
+def bf16(*shape: int) -> Any:
+    return torch.randn(*shape, dtype=torch.bfloat16).requires_grad_()
+
+
+def test_operators_move_what_we_count() -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+    size = SEQ * HIDDEN
+    norm = both_ways(LlamaRMSNorm(HIDDEN).to(torch.bfloat16), bf16(1, SEQ, HIDDEN))
+    gated = both_ways(lambda gate, up: torch.nn.functional.silu(gate) * up, bf16(SEQ, HIDDEN), bf16(SEQ, HIDDEN))
+    angles = torch.randn(1, SEQ, 128, dtype=torch.bfloat16)
+    turned = both_ways(
+        lambda q, k: apply_rotary_pos_emb(q, k, angles, angles), bf16(1, 8, SEQ, 128), bf16(1, 8, SEQ, 128)
+    )
+    for measured, ours, elements in (
+        (norm, compute._EAGER_NORM, size),
+        (gated, compute._EAGER_GATED, size),
+        (turned, compute._EAGER_ROTARY, 2 * 8 * SEQ * 128),
+    ):
+        for moved, counted in zip(measured, ours, strict=True):
+            assert 2 * counted * elements == pytest.approx(moved, rel=0.06)
+
+
+def test_the_loss_holds_and_moves_what_we_count() -> None:
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    vocab = 32_000
+    logits, labels = bf16(1, SEQ, vocab), torch.ones(1, SEQ, dtype=torch.long)
+    with watched() as watch:
+        loss = ForCausalLMLoss(logits, labels, vocab)
+        loss.backward()
+    each = watch.peak / logits.numel()
+    assert each + 2 == pytest.approx(TRANSFORMERS_LOSS.held, rel=0.02)  # and the logits, as the model made them
+    assert watch.moved / logits.numel() == pytest.approx(TRANSFORMERS_LOSS.moved, rel=0.06)
