@@ -21,6 +21,7 @@ from uniap_tune.cost.runtime import (
     NEMO_2024,
     PYTORCH_FSDP,
     RECOMPUTE_MODULES,
+    TRANSFORMERS,
     Runtime,
 )
 from uniap_tune.errors import InputError, TuneError
@@ -45,6 +46,7 @@ _FORMATS = {
 _UNSUPPORTED_TASKS = ("lora", "peft", "qlora")
 # NVIDIA's recipes, whose defaults differ from those of Megatron-LM's command line
 _BRIDGE_WORDS = ("megatron-bridge", "nemo")
+_TRANSFORMERS_WORDS = ("transformers", "hugging", "accelerate", "axolotl")
 _PYTORCH_WORDS = ("pytorch", "torchtitan", "foundry", "fairscale", "lightning")
 _MAX_LINE = 1 << 20
 
@@ -156,24 +158,23 @@ def read_run(record: Fields) -> Run:
     return _Reader(record).run()
 
 
-def _capabilities(*, overlaps: bool) -> Capabilities:
-    """Megatron's. Its command line overlaps data-parallel communication only where told to."""
-    return replace(CAPABILITIES[Target.MEGATRON], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
-
-
 class _Reader:
     """Collects the parts of one record's run and the assumptions made on the way."""
 
     def __init__(self, record: Fields) -> None:
         self._record = record
         self._settings = mapping(record, "settings") or {}
+        stated = ("framework", "engine", "software", "hardware", "precision")
+        self._software = " ".join(text(record, key) for key in stated).lower()
+        named = any(word in self._software for word in _TRANSFORMERS_WORDS)
+        self._transformers = named or ("deepspeed" in self._software and "megatron" not in self._software)
         self._assumptions: list[str] = []
         self._exact = True
 
     def run(self) -> Run:
         record = self._record
         dtype = self._dtype()
-        legacy = dtype is DType.FP16
+        legacy = dtype is DType.FP16 and not self._transformers
         parsed = read_record_model(record, dropout=self._dropout(legacy))
         self._assumptions += parsed.assumptions
         num_gpus = required(record, "num_gpus")
@@ -197,7 +198,7 @@ class _Reader:
             model=parsed.model,
             cluster=cluster,
             job=job,
-            capabilities=_capabilities(overlaps=self._overlaps_data()),
+            capabilities=self._capabilities(),
             runtime=self._runtime(parsed.model, legacy),
             pp=1,
             chunks=(),
@@ -224,11 +225,14 @@ class _Reader:
         words = " ".join(text(self._record, key) for key in ("framework", "engine", "software", "source")).lower()
         return any(word in words for word in _BRIDGE_WORDS)
 
-    def _overlaps_data(self) -> bool:
-        """Whether gradients are reduced and parameters gathered behind computation: as the record says, else as the
-        recipes of Megatron-Bridge and NeMo do, and Megatron-LM's command line does not."""
+    def _capabilities(self) -> Capabilities:
+        """DeepSpeed's of transformers' models, else Megatron's. Whether gradients are reduced and parameters gathered
+        behind computation: as the record says, else as DeepSpeed and the recipes of Megatron-Bridge and NeMo do, and
+        Megatron-LM's command line does not."""
+        target = Target.DEEPSPEED if self._transformers else Target.MEGATRON
         stated = flag(self._record, "overlap_grad_reduce")
-        return self._is_bridge() if stated is None else stated
+        overlaps = self._transformers or self._is_bridge() if stated is None else stated
+        return replace(CAPABILITIES[target], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
 
     def _optimizer_states(self, model: Model) -> int | None:
         """Bytes of Adam's moments in Megatron-Bridge's recipes: bf16 for DeepSeek's models, as those were trained
@@ -274,7 +278,7 @@ class _Reader:
             etp=self._expert_tensor_parallel(tp, ep),
             zero=self._zero(legacy),
             recompute=recompute,
-            sequence_parallel=tp > 1 and (not legacy if sequence is None else sequence),
+            sequence_parallel=tp > 1 and (not (legacy or self._transformers) if sequence is None else sequence),
         )
         strategy = self._sharded(run, strategy, pp)
         virtual = self._virtual_stages(pp, run.model.num_layers)
@@ -388,10 +392,12 @@ class _Reader:
         scope = self._settings.get("cuda_graph_scope")
         scopes = names(scope) if isinstance(scope, list) else [str(scope)]
         whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
-        stated = ("framework", "engine", "software", "hardware", "precision")
-        words = " ".join(text(self._record, key) for key in stated).lower()
+        words = self._software
+        eager = "compile" not in words
+        if self._transformers:
+            return replace(TRANSFORMERS, eager=eager)
         if any(word in words for word in _PYTORCH_WORDS):
-            return PYTORCH_FSDP
+            return replace(PYTORCH_FSDP, eager=eager)
         if legacy:
             engine = MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
             # a planner that cuts between operators keeps what each of them hands on

@@ -12,7 +12,7 @@ from tests.records import LLAMA, MEASURED, NOT_MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
 from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
-from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP
+from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP, TRANSFORMERS
 from uniap_tune.errors import TuneError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.predict import Run, predict
@@ -174,6 +174,10 @@ def test_bands_widen_with_assumptions():
     ("changes", "runtime"),
     [
         ({"framework": "torchtitan"}, PYTORCH_FSDP),
+        ({"framework": "transformers"}, TRANSFORMERS),
+        ({"framework": "DeepSpeed 0.19", "software": "torch.compile"}, replace(TRANSFORMERS, eager=False)),
+        ({"framework": "DeepSpeed", "precision": "fp16"}, TRANSFORMERS),
+        ({"framework": "torchtitan", "software": "torch.compile"}, replace(PYTORCH_FSDP, eager=False)),
         ({"precision": "fp16", "gpu": "A100"}, MEGATRON_2021),
         ({"precision": "fp16", "gpu": None, "hardware": "A100 8/node (Megatron-DeepSpeed)"}, MEGATRON_DEEPSPEED_2023),
     ],

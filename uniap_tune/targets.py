@@ -166,6 +166,11 @@ _MEGATRON_NOTES: _Rules = (
 
 _DEEPSPEED_NOTES: _Rules = (
     (
+        "layers run as transformers writes them, operator by operator around fused attention; compiled, or with fused "
+        "kernels, they take less time and memory",
+        lambda *_: True,
+    ),
+    (
         "transformers trains this model without its multi-token-prediction layers, which the plan counts",
         lambda model, _: model.mtp_layers > 0,
     ),

@@ -225,7 +225,7 @@ class ActivationModel:
         model, mla = self._model, self._model.mla
         if mla is None:
             width = self._width * tokens / strategy.tp
-            kept = model.q_width + 2 * model.kv_width
+            kept = float(model.q_width + 2 * model.kv_width)
             if model.qk_norm is not QkNorm.NONE:
                 kept += self._norm_tensors * (model.q_width + model.kv_width)
             return {"latents": 0.0, "latent_normed": 0.0, "heads": width * kept, "context": width * model.q_width}
