@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniap_tune.cost import eager
 from uniap_tune.cost.allocator import Allocation
 from uniap_tune.cost.operators import fuses_softmax, head_widths
 from uniap_tune.cost.runtime import (
@@ -25,7 +26,7 @@ from uniap_tune.cost.runtime import (
     Runtime,
 )
 from uniap_tune.graph import LayerType
-from uniap_tune.spec import DType, Job, Model, Moe, Norm, QkNorm
+from uniap_tune.spec import DType, Job, Model, Moe, QkNorm
 from uniap_tune.strategy import Strategy
 
 # Bytes of a kept input element with its scales: MXFP8 has one scale byte for 32 elements, NVFP4 one for 16.
@@ -141,9 +142,7 @@ class ActivationModel:
         self._input = NARROW_BYTES.get(job.precision.compute, self._width)
         self._attention_copies = attention_copies
         self._runtime = runtime
-        rms = model.norm in (Norm.RMSNORM, Norm.RMSNORM_1P)
-        # what a norm keeps in place of its input: in operators of PyTorch RMSNorm keeps it in fp32, and normalized
-        self.norm_input = (4 + self._width) / self._width if runtime.eager and rms else 1.0
+        self.norm_input = eager.norm_input(model, self._width) if runtime.eager else 1.0
         self._norm_tensors = 2.0 if runtime.transformer_engine else self.norm_input
 
     def block(self, layer: LayerType, strategy: Strategy, samples: int) -> Tensors:
@@ -215,9 +214,7 @@ class ActivationModel:
         model, output = self._model, self._input / self._width
         if not self._runtime.eager:
             return (2 if model.gated_mlp else 1) + output
-        if model.gated_mlp:
-            return 3 + output
-        return {"relu": 0, "gelu_new": 4}.get(model.activation, 1) + output
+        return eager.mlp_tensors(model) + output
 
     def _attention(self, tokens: float, strategy: Strategy) -> dict[str, float]:
         """What the linear layers of attention and the core keep: q, k, v, the context, latents of MLA (whole on every
@@ -228,6 +225,7 @@ class ActivationModel:
             kept = float(model.q_width + 2 * model.kv_width)
             if model.qk_norm is not QkNorm.NONE:
                 kept += self._norm_tensors * (model.q_width + model.kv_width)
+            kept += eager.besides_heads(model) if self._runtime.eager else 0
             return {"latents": 0.0, "latent_normed": 0.0, "heads": width * kept, "context": width * model.q_width}
         heads = self._width * tokens * model.num_heads / strategy.tp
         latents = (mla.q_lora_rank or 0) + mla.kv_lora_rank

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from uniap_tune.cost import eager
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.operators import (
     Gemm,
@@ -28,7 +29,7 @@ from uniap_tune.cost.operators import (
 )
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERTS, LATENT_UP, MLP, SHARED_EXPERTS, Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.spec import Device, DType, Job, Model, Norm, Position
+from uniap_tune.spec import Device, DType, Job, Model, Position
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
 # Bytes an element of the attention matrix moves: softmax writes all and reads what is not masked, backward two such
@@ -47,13 +48,12 @@ _MISALIGNED_HEADS = 6.0  # heads whose rows are no multiples of 16 bytes [Empiri
 # in rows and columns; the input's columns are made for backward from the narrow copy.
 _CAST_FORWARD = 5.0
 _CAST_BACKWARD = 4.0
-# Elements that a norm moves for each of its input, forward and backward; a gated activation function for each of its
-# output; rotary embeddings for each of queries and keys: in one kernel, and in the operators of transformers' RMSNorm,
-# SiLU and apply_rotary_pos_emb in bf16, counted operator by operator (tests/conformance/test_transformers_memory.py).
-_NORM, _EAGER_NORM = (2.0, 3.0), (18.0, 48.0)
-_GATED, _EAGER_GATED = (3.0, 5.0), (5.0, 9.0)
-_ROTARY, _EAGER_ROTARY = (2.0, 2.0), (10.0, 14.0)
-_PLAIN = (2.0, 3.0)  # an activation function that is not gated
+# Elements that a norm moves for each of its input, an activation function, gated or plain, for each of its output, and
+# rotary embeddings for each of queries and keys, as one kernel: forward and backward.
+_NORM = (2.0, 3.0)
+_GATED = (3.0, 5.0)
+_PLAIN = (2.0, 3.0)
+_ROTARY = (2.0, 2.0)
 # Launches that one collective costs: the framework's call, the stream's events, NCCL's kernel [Empirical].
 _COLLECTIVE_LAUNCHES = 2.5
 # Part of an expert layer's launches that nothing hides, because the CPU waits for the GPU to count the tokens of each
@@ -115,7 +115,7 @@ class ComputeModel:
         self._sms = device.num_sms
         self._width = 4 if dtype is DType.FP32 else 2
         self._repeated = runtime.recompute_modules
-        self._moved = _moved(model, eager=runtime.eager)
+        self._moved = _moved(model, operators=runtime.eager)
         self._cache: dict[tuple[LayerType, Shape], Compute] = {}
 
     def layer(self, layer: LayerType, shape: Shape) -> Compute:
@@ -341,11 +341,11 @@ class ComputeModel:
 _Moved = tuple[float, float]
 
 
-def _moved(model: Model, *, eager: bool) -> tuple[_Moved, _Moved, _Moved]:
+def _moved(model: Model, *, operators: bool) -> tuple[_Moved, _Moved, _Moved]:
     """Elements that norm, activation function and rotary embeddings move, each forward and backward."""
-    rms = model.norm in (Norm.RMSNORM, Norm.RMSNORM_1P)
-    activation = (_EAGER_GATED if eager else _GATED) if model.gated_mlp else _PLAIN
-    return _EAGER_NORM if eager and rms else _NORM, activation, _EAGER_ROTARY if eager else _ROTARY
+    if not operators:
+        return _NORM, _GATED if model.gated_mlp else _PLAIN, _ROTARY
+    return eager.NORM if eager.has_rms_norm(model) else _NORM, eager.GATED if model.gated_mlp else _PLAIN, eager.ROTARY
 
 
 def _peak(device: Device, dtype: DType) -> float:
