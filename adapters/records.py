@@ -23,6 +23,7 @@ from uniap_tune.cost.runtime import (
     RECOMPUTE_MODULES,
     TRANSFORMERS,
     Runtime,
+    gradient_bucket,
 )
 from uniap_tune.errors import InputError, TuneError
 from uniap_tune.predict import Prediction, Run
@@ -395,7 +396,7 @@ class _Reader:
         words = self._software
         eager = "compile" not in words
         if self._transformers:
-            return replace(TRANSFORMERS, eager=eager)
+            return replace(TRANSFORMERS, eager=eager, gradient_bucket=gradient_bucket(model))
         if any(word in words for word in _PYTORCH_WORDS):
             return replace(PYTORCH_FSDP, eager=eager)
         if legacy:

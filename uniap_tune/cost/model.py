@@ -41,7 +41,7 @@ from uniap_tune.graph import LayerKind, LayerType, build_graph
 from uniap_tune.spec import Cluster, Job, Model, Recompute
 from uniap_tune.strategy import Capabilities, Layout, Strategy
 from uniap_tune.units import GIB, MIB
-from uniap_tune.weights import layer_parameters
+from uniap_tune.weights import layer_parameters, parameter_count
 
 # CUDA context and loaded modules of a training process [Empirical].
 _CONTEXT_BYTES = 0.6 * GIB
@@ -106,6 +106,7 @@ class CostModel:
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
         self._moves: dict[tuple[Layout, Layout], Move] = {}
         self._tied_embedding = model.tied_embeddings
+        self._parameters = parameter_count(model)
         types = {layer.type for layer in build_graph(model).layers}
         self._blocks = sorted((t for t in types if t.kind is LayerKind.BLOCK), key=repr)
 
@@ -207,7 +208,9 @@ class CostModel:
         gathered = 0.0
         if strategy.dp * strategy.cp > 1:
             if strategy.zero >= 3:
-                gathered += 2 * self._width * parameters.total  # this layer and the next, prefetched
+                # this layer and the next, prefetched, or those that are needed again soon
+                again = min(self.runtime.reused_parameters, self._parameters / strategy.tp)
+                gathered += self._width * max(2 * parameters.total, again)
             if strategy.zero >= 2:
                 gathered += self._memory.gradient_bytes * parameters.total
         return alive + self.pipeline_bytes(strategy, samples=samples, pp=pp) + gradient + gathered
@@ -353,8 +356,8 @@ class CostModel:
 
     def buffer_bytes(self, strategy: Strategy, *, samples: int, virtual_stages: int = 1) -> float:
         """Persistent buffers of a stage that the framework's allocator holds, beyond those in ``transient_bytes``:
-        workspaces of cuBLAS and TransformerEngine, its user buffers, the attention matrix of local layers, and what
-        interleaving receives ahead (4 + v border tensors in all [Empirical])."""
+        workspaces of cuBLAS and TransformerEngine, its user buffers, the attention matrix of local layers, buckets of
+        gradients, and what interleaving receives ahead (4 + v border tensors in all [Empirical])."""
         efficiency, runtime, job = self.efficiency, self.runtime, self.job
         handle = _DETERMINISTIC_WORKSPACE_MIB if runtime.deterministic else efficiency.cublas_workspace_mib
         workspace = 2 * handle * MIB
@@ -367,6 +370,9 @@ class CostModel:
         if self._exchange.overlaps_tensor(strategy.tp if strategy.sequence_parallel else 1):
             tokens = samples * job.seq_length / strategy.cp
             workspace += _USER_BUFFERS * self._width * tokens * self.model.hidden_size
+        if strategy.zero and strategy.dp > 1:
+            buckets = 1 if strategy.zero == 3 else 2
+            workspace += buckets * self._memory.gradient_bytes * runtime.gradient_bucket
         if virtual_stages > 1:
             workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
         return workspace

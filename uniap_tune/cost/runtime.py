@@ -103,6 +103,10 @@ class Runtime:
         softmax_in_fp32: PyTorch's softmax computes and keeps 32 bits (Megatron's ``--attention-softmax-in-fp32``).
         deferred_gradients: micro-batches whose gradient of the output matrix waits until the pipeline is empty, 0 for
             all of them (Megatron's ``--defer-embedding-wgrad-compute``, ``--wgrad-deferral-limit``); ``None``: none.
+        gradient_bucket: elements of a buffer in which gradients wait to be reduced, of which ZeRO-1 and 2 have two and
+            ZeRO-3 one (DeepSpeed's ``reduce_bucket_size``); Megatron reduces gradients where they are.
+        reused_parameters: gathered parameters that ZeRO-3 keeps between forward and backward, because they are needed
+            again soon (half of DeepSpeed's ``stage3_max_reuse_distance``, there and back).
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
             one s x s buffer for its matrix products.
     """
@@ -135,6 +139,8 @@ class Runtime:
     softmax_length: int = _ENGINE_SOFTMAX
     softmax_in_fp32: bool = True
     deferred_gradients: int | None = None
+    gradient_bucket: int = 0
+    reused_parameters: int = 0
 
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
         """Rows of the embedding table over all ranks: padded to ``vocab_multiple * tp``."""
@@ -151,8 +157,19 @@ _SWITCHED = 400e9
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
     """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
-        return TRANSFORMERS
+        return replace(TRANSFORMERS, gradient_bucket=gradient_bucket(model))
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
+
+
+# Elements of DeepSpeed's gradient buckets. Collectives below some 100 MB do not reach the bandwidth of the network
+# [Empirical]; its own 5e8 holds gigabytes in buffers without being faster (runtime/zero/config.py, reduce_bucket_size).
+_SMALLEST_BUCKET = 50_000_000
+_LARGEST_BUCKET = 500_000_000
+
+
+def gradient_bucket(model: Model) -> int:
+    """Elements of a gradient bucket of plans for DeepSpeed."""
+    return min(max(model.hidden_size**2, _SMALLEST_BUCKET), _LARGEST_BUCKET)
 
 
 def overlaps_tensor(model: Model, cluster: Cluster, tp: int = 1) -> bool:
@@ -203,6 +220,7 @@ TRANSFORMERS = Runtime(
     softmax_length=0,
     loss=TRANSFORMERS_LOSS,
     vocab_multiple=1,
+    reused_parameters=500_000_000,
     kernel_s=_PYTORCH_KERNEL,
     launch_s=_PYTORCH_LAUNCH,
 )

@@ -9,17 +9,13 @@ import json
 from itertools import accumulate
 from typing import Any, NoReturn
 
+from uniap_tune.cost.runtime import gradient_bucket
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.plan import Plan
 from uniap_tune.render.shell import script
 from uniap_tune.spec import Cluster, DType, Job, Model, Recompute
 from uniap_tune.strategy import Strategy
 from uniap_tune.targets import notes
-
-# Elements of a gradient bucket. Collectives below some 100 MB do not reach the bandwidth of the network [Empirical];
-# DeepSpeed's own 5e8 holds gigabytes in buffers without being faster (runtime/zero/config.py, reduce_bucket_size).
-_SMALLEST_BUCKET = 50_000_000
-_LARGEST_BUCKET = 500_000_000
 
 _CLIPPING = 1.0  # the norm Megatron-LM and transformers clip at by default
 
@@ -136,7 +132,7 @@ def _zero(model: Model, strategy: Strategy, *, pipeline: bool) -> dict[str, Any]
     if strategy.zero == 0:
         return {"stage": 0}
     square = model.hidden_size**2
-    bucket = min(max(square, _SMALLEST_BUCKET), _LARGEST_BUCKET)
+    bucket = gradient_bucket(model)
     config: dict[str, Any] = {"stage": strategy.zero, "contiguous_gradients": True, "reduce_bucket_size": bucket}
     if not pipeline:  # a pipeline schedules its reductions itself and switches this off
         config["overlap_comm"] = True
