@@ -166,8 +166,8 @@ _MEGATRON_NOTES: _Rules = (
 
 _DEEPSPEED_NOTES: _Rules = (
     (
-        "layers run as transformers writes them, operator by operator around fused attention; compiled, or with fused "
-        "kernels, they take less time and memory",
+        "layers are counted as transformers writes them, operator by operator around fused attention; compiled, or "
+        "with fused kernels, they take less time and memory",
         lambda *_: True,
     ),
     (

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
+from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.cost import eager
 from uniap_tune.cost.activations import ActivationModel
+from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import TRANSFORMERS, TRANSFORMERS_LOSS
 from uniap_tune.graph import LayerKind, build_graph
-from uniap_tune.spec import Job
-from uniap_tune.strategy import Strategy
+from uniap_tune.spec import Job, Recompute
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="4.57")
@@ -30,6 +32,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers.*"),
 ]
 
@@ -142,6 +145,11 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         self.moved = self.live = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
+    def ignore(self, *tensors: Any) -> None:
+        """Does not count tensors that were there before."""
+        for tensor in tensors:
+            self._known.add(tensor.untyped_storage())
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
@@ -214,3 +222,43 @@ def test_the_loss_holds_and_moves_what_we_count() -> None:
     each = watch.peak / logits.numel()
     assert each + 2 == pytest.approx(TRANSFORMERS_LOSS.held, rel=0.02)  # and the logits, as the model made them
     assert watch.moved / logits.numel() == pytest.approx(TRANSFORMERS_LOSS.moved, rel=0.06)
+
+
+PEAKS = {
+    "the loss": ("llama", {"num_hidden_layers": 4, "vocab_size": 32_000}, False),
+    "activations": ("llama", {"num_hidden_layers": 16, "vocab_size": 2048}, False),
+    "a recomputed layer": ("llama", {"num_hidden_layers": 16, "vocab_size": 2048}, True),
+    "recomputed layers and the loss": ("qwen2", {"num_hidden_layers": 8, "vocab_size": 32_000}, True),
+    "normalized heads": ("queries and keys normalized", {"num_hidden_layers": 8, "vocab_size": 8192}, False),
+    "no gate": ("layer norm and ReLU", {"num_hidden_layers": 8, "vocab_size": 8192}, False),
+}
+
+
+@pytest.mark.parametrize("binds", PEAKS)
+def test_the_peak_of_a_step_is_the_real_one(binds: str) -> None:
+    """Everything above parameters and gradients, of one micro-batch forward and backward."""
+    family, size, recomputes = PEAKS[binds]
+    values = {**FAMILIES[family], **size}
+    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    config._attn_implementation = "sdpa"
+    real = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+    if recomputes:
+        real.gradient_checkpointing_enable()
+    for parameter in real.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ids = torch.ones(1, SEQ, dtype=torch.long)
+    with watched() as watch:
+        watch.ignore(*real.parameters(), *real.buffers(), *(parameter.grad for parameter in real.parameters()))
+        output = real(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+
+    model = parse_config(values, file="config.json", name=binds)
+    cluster, job = read_cluster("1x1:a100-80gb"), Job(global_batch=1, seq_length=SEQ, flash_attention=True)
+    costs = CostModel(model, cluster, job, CAPABILITIES[Target.DEEPSPEED])
+    layers = []
+    for layer in build_graph(model).layers:
+        full = recomputes and layer.type.kind is LayerKind.BLOCK
+        strategy = Strategy(recompute=Recompute.FULL if full else Recompute.NONE)
+        layers.append(costs.layer_cost(layer.type, strategy, samples=1, pp=1, num_microbatches=1))
+    ours = sum(layer.microbatch for layer in layers) + max(layer.transient_bytes for layer in layers)
+    assert ours == pytest.approx(watch.peak, rel=0.02)

@@ -8,7 +8,7 @@
 #                   trainer: it parses transformers' TrainingArguments
 #   HOSTFILE        DeepSpeed's hostfile, for more than one node (default /job/hostfile)
 #
-# Note: layers run as transformers writes them, operator by operator around fused attention; compiled, or with fused kernels, they take less time and memory.
+# Note: layers are counted as transformers writes them, operator by operator around fused attention; compiled, or with fused kernels, they take less time and memory.
 #
 # This is a pipeline: TRAIN_SCRIPT must build a deepspeed.pipe.PipelineModule and cut it as pipeline_split.json says,
 # for which DeepSpeed's JSON has no key. Its layers are the embedding, each transformer block, and the head;

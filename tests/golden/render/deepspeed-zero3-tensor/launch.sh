@@ -8,7 +8,7 @@
 #                   trainer: it parses transformers' TrainingArguments
 #   HOSTFILE        DeepSpeed's hostfile, for more than one node (default /job/hostfile)
 #
-# Note: layers run as transformers writes them, operator by operator around fused attention; compiled, or with fused kernels, they take less time and memory.
+# Note: layers are counted as transformers writes them, operator by operator around fused attention; compiled, or with fused kernels, they take less time and memory.
 #
 # Build the model under deepspeed.zero.Init, or every rank first builds it whole; transformers does so by itself where
 # its TrainingArguments exist before the model.
