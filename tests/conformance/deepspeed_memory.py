@@ -1,0 +1,55 @@
+"""What DeepSpeed's engine holds between micro-batches: the script of test_deepspeed_memory.py.
+
+``deepspeed deepspeed_memory.py MODEL.json CONFIG.json ...``, each with two micro-batches a step. Rank 0 prints
+``HELD name [bytes]``: all tensors that live in the second step, after the first of its two backward passes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# gloo alone: DeepSpeed's shared memory on CPUs is compiled for minutes.
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+
+
+def held() -> int:
+    """Bytes of the storages of all tensors, gradients too."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def run(model: dict[str, object], path: Path) -> None:
+    """Two steps by one configuration."""
+    torch.manual_seed(7)
+    network = LlamaForCausalLM(LlamaConfig(**model))
+    engine, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=str(path))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    for step in range(2):
+        for micro_batch in range(2):
+            loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
+            engine.backward(loss)
+            del loss
+            if step == 1 and micro_batch == 0 and torch.distributed.get_rank() == 0:
+                os.write(1, f"\nHELD {path.name} [{held()}]\n".encode())
+            engine.step()
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    deepspeed.init_distributed()
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--")]
+    for name in arguments[1:]:
+        run(json.loads(Path(arguments[0]).read_text(encoding="utf-8")), Path(name))
+        gc.collect()
+    torch.distributed.barrier()
+    os._exit(0)
