@@ -18,7 +18,10 @@ from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.cost import eager
 from uniap_tune.cost.activations import ActivationModel
+from uniap_tune.cost.compute import ComputeModel
+from uniap_tune.cost.efficiency import efficiency_for
 from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.operators import Shape
 from uniap_tune.cost.runtime import TRANSFORMERS, TRANSFORMERS_LOSS
 from uniap_tune.graph import LayerKind, build_graph
 from uniap_tune.spec import Job, Recompute
@@ -262,3 +265,40 @@ def test_the_peak_of_a_step_is_the_real_one(binds: str) -> None:
         layers.append(costs.layer_cost(layer.type, strategy, samples=1, pp=1, num_microbatches=1))
     ours = sum(layer.microbatch for layer in layers) + max(layer.transient_bytes for layer in layers)
     assert ours == pytest.approx(watch.peak, rel=0.02)
+
+
+class Elementwise(Watch):
+    """Without matrix multiplications and attention cores."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.moved
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        if any(word in str(function) for word in (".mm.", "addmm", "scaled_dot")):
+            self.moved = before
+        return result
+
+
+def moved_by(values: Config, layers: int) -> tuple[int, int]:
+    """Bytes that a model moves forward and backward, beside its multiplications."""
+    real = real_model(values, layers, "sdpa")
+    for parameter in real.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ids = torch.ones(1, SEQ, dtype=torch.long)
+    with Elementwise() as watch:
+        output = real(input_ids=ids, labels=ids, use_cache=False)
+        forward = watch.moved
+        output.loss.backward()
+    return forward, watch.moved - forward
+
+
+@pytest.mark.parametrize("family", ["llama", "queries and keys normalized", "layer norm and ReLU", "weights in fp32"])
+def test_a_layer_moves_what_we_count(family: str) -> None:
+    values = FAMILIES[family]
+    measured = [three - two for two, three in zip(moved_by(values, 2), moved_by(values, 3), strict=True)]
+    model = parse_config({**values, "num_hidden_layers": 2, "vocab_size": VOCAB}, file="config.json", name=family)
+    job = Job(global_batch=1, seq_length=SEQ, flash_attention=True)
+    device = read_cluster("1x1:a100-80gb").device
+    prices = ComputeModel(model, device, job, efficiency_for(device), TRANSFORMERS)
+    block = next(layer.type for layer in build_graph(model).layers if layer.type.kind is LayerKind.BLOCK)
+    ours = prices._block_bytes(block, SEQ, Shape(tp=1, cp=1, ep=1, etp=1, sp=1, samples=1))
+    assert ours == pytest.approx(measured, rel=0.11)

@@ -29,7 +29,7 @@ from uniap_tune.cost.operators import (
 )
 from uniap_tune.cost.runtime import CORE_ATTENTION, EXPERTS, LATENT_UP, MLP, SHARED_EXPERTS, Runtime
 from uniap_tune.graph import LayerKind, LayerType, block_type
-from uniap_tune.spec import Device, DType, Job, Model, Position
+from uniap_tune.spec import Device, DType, Job, Model, Position, QkNorm
 
 _TILE = 128  # rows and columns of an output tile of the tensor-core GEMM kernels
 # Bytes an element of the attention matrix moves: softmax writes all and reads what is not masked, backward two such
@@ -273,11 +273,13 @@ class ComputeModel:
             permuted = 4 * routed * model.hidden_size  # gather and scatter of the routed tokens, read and write
         else:
             active, permuted = tokens * model.ffn_size / shape.tp, 0.0
-        turned = tokens * (model.q_width + model.kv_width) / shape.tp if model.position is Position.ROPE else 0.0
+        heads = tokens * (model.q_width + model.kv_width) / shape.tp
+        turned = heads if model.position is Position.ROPE else 0.0
         dropout = 2 * (0.5 * hidden) if model.hidden_dropout else 0.0
-        norms = model.norms_per_layer * hidden
+        norms = model.norms_per_layer * hidden + (heads if model.qk_norm is not QkNorm.NONE else 0.0)
         forward = norm[0] * norms + 6 * hidden + activation[0] * active + rotary[0] * turned + dropout + permuted
         backward = norm[1] * norms + 8 * hidden + activation[1] * active + rotary[1] * turned + dropout + permuted
+        backward += tokens * eager.gradients(model) if self._runtime.eager else 0.0
         forward, backward = self._width * forward, self._width * backward
         if self._is_quantized:
             inputs = 2 * tokens * model.hidden_size + tokens * model.q_width / shape.tp + active
@@ -345,7 +347,7 @@ def _moved(model: Model, *, operators: bool) -> tuple[_Moved, _Moved, _Moved]:
     """Elements that norm, activation function and rotary embeddings move, each forward and backward."""
     if not operators:
         return _NORM, _GATED if model.gated_mlp else _PLAIN, _ROTARY
-    return eager.NORM if eager.has_rms_norm(model) else _NORM, eager.GATED if model.gated_mlp else _PLAIN, eager.ROTARY
+    return eager.NORM if eager.has_rms_norm(model) else _NORM, eager.activation(model) or _PLAIN, eager.ROTARY
 
 
 def _peak(device: Device, dtype: DType) -> float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from uniap_tune.spec import Model, Norm
 
-# Elements that RMSNorm moves for each of its input, a gated activation function for each of its output, and rotary
+# Elements that RMSNorm moves for each of its input, an activation function for each of its output, and rotary
 # embeddings for each of queries and keys: forward and backward.
 NORM = (18.0, 48.0)
 GATED = (5.0, 9.0)
+GELU_NEW = (18.0, 28.0)
 ROTARY = (10.0, 14.0)
 
 # Activation functions of plain MLPs, by what they keep besides their output; the others keep their input.
@@ -40,6 +41,22 @@ def norm_input(model: Model, width: float) -> float:
 def mlp_tensors(model: Model) -> int:
     """Tensors as wide as the MLP that it keeps besides what its down projection reads."""
     return 3 if model.gated_mlp else _BESIDES_OUTPUT.get(model.activation, 1)
+
+
+def activation(model: Model) -> tuple[float, float] | None:
+    """Elements that its activation function moves for each of its output; ``None``: one operator, as if fused."""
+    if model.gated_mlp:
+        return GATED
+    return GELU_NEW if model.activation == "gelu_new" else None
+
+
+def gradients(model: Model) -> int:
+    """Elements a token that backward moves besides: gradients of biases are sums of their own, and those of what
+    several projections read (queries, keys and values; gate and up) are added up."""
+    found = model.q_width + 2 * model.kv_width if model.qkv_bias else 0
+    found += model.hidden_size if model.attention_out_bias else 0
+    found += model.hidden_size + model.ffn_size if model.mlp_bias else 0
+    return found + 3 * model.hidden_size * (3 if model.gated_mlp else 2)
 
 
 def besides_heads(model: Model) -> int:
