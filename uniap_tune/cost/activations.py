@@ -187,8 +187,16 @@ class ActivationModel:
         border = self._width * tokens * model.hidden_size / sp
         mask = tokens * model.hidden_size / sp if model.hidden_dropout else 0.0
         made = [(found.attention_input, True), (found.qkv_input, True), (found.latents, True)]
-        made += [(found.latent_normed, True), (found.heads, True), *self._core_allocations(layer, strategy, samples)]
+        seq = self._job.sequence(encoder=layer.encoder)
+        made += [(found.latent_normed, True), (found.heads, True), *self._core_allocations(strategy, samples, seq, seq)]
         made += [(found.context, False), (found.context, True), (border, False), (mask, True)]
+        if layer.cross:
+            read = self._job.sequence(encoder=True)
+            queries = self._width * tokens * model.q_width / strategy.tp
+            pairs = 2 * self._width * samples * read / strategy.cp * model.kv_width / strategy.tp
+            made += [(border, True), (border * self._input / self._width, True), (queries, True), (pairs, True)]
+            made += [*self._core_allocations(strategy, samples, seq, read), (queries, False), (queries, True)]
+            made += [(border, False), (mask, True)]
         made += [(found.mlp_input, True), (found.mlp_normed, True), (found.router, True), (found.expert_input, True)]
         activated = found.mlp_inner * self._input / self._width / self._fan
         made += [(found.mlp_inner - activated, True), (activated, True)]
@@ -196,16 +204,12 @@ class ActivationModel:
         made += [(border, False), (mask, True)]
         return tuple((int(size), kept) for size, kept in made if size >= 1)
 
-    def _core_allocations(self, layer: LayerType, strategy: Strategy, samples: int) -> list[tuple[float, bool]]:
-        """What the attention cores keep, and the scores of unfused ones."""
-        seq = self._job.sequence(encoder=layer.encoder)
-        made = []
-        for keys in (seq, self._job.sequence(encoder=True)) if layer.cross else (seq,):
-            kept = self._scores(strategy, samples, seq, keys)
-            if not (self._job.flash_attention or self._runtime.keeps_scores):
-                made.append((self._width * self._pairs(strategy, samples, seq, keys), False))
-            made += [(size, True) for size in kept]
-        return made
+    def _core_allocations(self, strategy: Strategy, samples: int, queries: int, keys: int) -> list[tuple[float, bool]]:
+        """What an attention core keeps, and the scores of an unfused one."""
+        kept = [(size, True) for size in self._scores(strategy, samples, queries, keys)]
+        if self._job.flash_attention or self._runtime.keeps_scores:
+            return kept
+        return [(self._width * self._pairs(strategy, samples, queries, keys), False), *kept]
 
     @property
     def _fan(self) -> float:
