@@ -8,8 +8,7 @@ element.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,8 +22,8 @@ from uniap_tune.cost.efficiency import efficiency_for
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.operators import Shape
 from uniap_tune.cost.runtime import TRANSFORMERS, TRANSFORMERS_LOSS
-from uniap_tune.graph import LayerKind, build_graph
-from uniap_tune.spec import Job, Recompute
+from uniap_tune.graph import LayerKind, block_type, build_graph
+from uniap_tune.spec import Job, Model, Recompute
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 torch = pytest.importorskip("torch")
@@ -100,12 +99,25 @@ FAMILIES: dict[str, Config] = {
 UNFUSED = ("llama", "layer norm and ReLU", "parallel attention and MLP")
 
 
-def real_model(values: Config, layers: int, attention: str) -> Any:
-    """The model with so many layers, in bf16."""
+def sized(values: Config, layers: int) -> Config:
+    """The configuration with so many layers."""
     count = "n_layer" if values["model_type"] == "gpt2" else "num_hidden_layers"
-    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict({**values, count: layers, "vocab_size": VOCAB})
+    return {**values, count: layers, "vocab_size": VOCAB}
+
+
+def real_model(values: Config, attention: str = "sdpa") -> Any:
+    """The real model, in bf16, with gradients."""
+    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
     config._attn_implementation = attention
-    return transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+    real = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+    for parameter in real.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return real
+
+
+def our_model(values: Config) -> Model:
+    """The same as we read it."""
+    return parse_config(values, file="config.json", name="drawn")
 
 
 def saved_bytes(model: Any) -> int:
@@ -132,11 +144,11 @@ def saved_bytes(model: Any) -> int:
 )
 def test_a_layer_keeps_what_we_count(family: str, attention: str) -> None:
     values = FAMILIES[family]
-    measured = saved_bytes(real_model(values, 3, attention)) - saved_bytes(real_model(values, 2, attention))
-    model = parse_config({**values, "num_hidden_layers": 2, "vocab_size": VOCAB}, file="config.json", name=family)
+    two, three = (saved_bytes(real_model(sized(values, layers), attention)) for layers in (2, 3))
+    model = our_model(sized(values, 2))
     job = Job(global_batch=1, seq_length=SEQ, flash_attention=attention == "sdpa")
-    block = next(layer.type for layer in build_graph(model).layers if layer.type.kind is LayerKind.BLOCK)
-    ours = ActivationModel(model, job, TRANSFORMERS, attention_copies=False).block(block, Strategy(), 1).whole
+    counts = ActivationModel(model, job, TRANSFORMERS, attention_copies=False)
+    ours, measured = counts.block(block_type(model, 0), Strategy(), 1).whole, three - two
     assert ours == pytest.approx(measured, rel=0.04)
 
 
@@ -173,20 +185,13 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         self.peak = max(self.peak, self.live)
 
 
-@contextmanager
-def watched() -> Iterator[Watch]:
-    watch = Watch()
-    with watch:
-        yield watch
-
-
 def both_ways(function: Callable[..., Any], *inputs: Any) -> tuple[int, int]:
     """Bytes moved forward and backward."""
-    with watched() as forward:
+    with Watch() as forward:
         made = function(*inputs)
     outputs = made if isinstance(made, tuple) else (made,)
     gradients = [torch.ones_like(output) for output in outputs]
-    with watched() as backward:
+    with Watch() as backward:
         torch.autograd.backward(outputs, gradients)
     return forward.moved, backward.moved
 
@@ -219,7 +224,7 @@ def test_the_loss_holds_and_moves_what_we_count() -> None:
 
     vocab = 32_000
     logits, labels = bf16(1, SEQ, vocab), torch.ones(1, SEQ, dtype=torch.long)
-    with watched() as watch:
+    with Watch() as watch:
         loss = ForCausalLMLoss(logits, labels, vocab)
         loss.backward()
     each = watch.peak / logits.numel()
@@ -242,20 +247,16 @@ def test_the_peak_of_a_step_is_the_real_one(binds: str) -> None:
     """Everything above parameters and gradients, of one micro-batch forward and backward."""
     family, size, recomputes = PEAKS[binds]
     values = {**FAMILIES[family], **size}
-    config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    config._attn_implementation = "sdpa"
-    real = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+    real = real_model(values)
     if recomputes:
         real.gradient_checkpointing_enable()
-    for parameter in real.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     ids = torch.ones(1, SEQ, dtype=torch.long)
-    with watched() as watch:
+    with Watch() as watch:
         watch.ignore(*real.parameters(), *real.buffers(), *(parameter.grad for parameter in real.parameters()))
         output = real(input_ids=ids, labels=ids, use_cache=False)
         output.loss.backward()
 
-    model = parse_config(values, file="config.json", name=binds)
+    model = our_model(values)
     cluster, job = read_cluster("1x1:a100-80gb"), Job(global_batch=1, seq_length=SEQ, flash_attention=True)
     costs = CostModel(model, cluster, job, CAPABILITIES[Target.DEEPSPEED])
     layers = []
@@ -280,9 +281,7 @@ class Elementwise(Watch):
 
 def moved_by(values: Config, layers: int) -> tuple[int, int]:
     """Bytes that a model moves forward and backward, beside its multiplications."""
-    real = real_model(values, layers, "sdpa")
-    for parameter in real.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    real = real_model(sized(values, layers))
     ids = torch.ones(1, SEQ, dtype=torch.long)
     with Elementwise() as watch:
         output = real(input_ids=ids, labels=ids, use_cache=False)
@@ -295,10 +294,8 @@ def moved_by(values: Config, layers: int) -> tuple[int, int]:
 def test_a_layer_moves_what_we_count(family: str) -> None:
     values = FAMILIES[family]
     measured = [three - two for two, three in zip(moved_by(values, 2), moved_by(values, 3), strict=True)]
-    model = parse_config({**values, "num_hidden_layers": 2, "vocab_size": VOCAB}, file="config.json", name=family)
-    job = Job(global_batch=1, seq_length=SEQ, flash_attention=True)
+    model, job = our_model(sized(values, 2)), Job(global_batch=1, seq_length=SEQ, flash_attention=True)
     device = read_cluster("1x1:a100-80gb").device
     prices = ComputeModel(model, device, job, efficiency_for(device), TRANSFORMERS)
-    block = next(layer.type for layer in build_graph(model).layers if layer.type.kind is LayerKind.BLOCK)
-    ours = prices._block_bytes(block, SEQ, Shape(tp=1, cp=1, ep=1, etp=1, sp=1, samples=1))
+    ours = prices._block_bytes(block_type(model, 0), SEQ, Shape(tp=1, cp=1, ep=1, etp=1, sp=1, samples=1))
     assert ours == pytest.approx(measured, rel=0.11)

@@ -156,7 +156,8 @@ class ActivationModel:
         if model.hidden_dropout:
             further += (3 if layer.cross else 2) * tokens * model.hidden_size / sp  # masks of a byte an element
         if layer.cross:
-            further += border + normed + self._cross(tokens, strategy, samples)
+            queries, pairs = self._cross(tokens, strategy, samples)
+            further += border + normed + 2 * queries + pairs  # the context is as wide as the queries
         moe = model.moe if layer.moe else None
         inner = self._width * tokens * model.ffn_size * self._fan / strategy.tp
         fused = {"qkv_input"} if model.mla is None else set()
@@ -192,8 +193,7 @@ class ActivationModel:
         made += [(found.context, False), (found.context, True), (border, False), (mask, True)]
         if layer.cross:
             read = self._job.sequence(encoder=True)
-            queries = self._width * tokens * model.q_width / strategy.tp
-            pairs = 2 * self._width * samples * read / strategy.cp * model.kv_width / strategy.tp
+            queries, pairs = self._cross(tokens, strategy, samples)
             made += [(border, True), (border * self._input / self._width, True), (queries, True), (pairs, True)]
             made += [*self._core_allocations(strategy, samples, seq, read), (queries, False), (queries, True)]
             made += [(border, False), (mask, True)]
@@ -240,12 +240,12 @@ class ActivationModel:
             "context": heads * mla.v_dim,
         }
 
-    def _cross(self, tokens: float, strategy: Strategy, samples: int) -> float:
-        """Cross-attention: queries and context of the decoder, keys and values of the encoder, whose output is kept
-        once for all layers (the head has it)."""
-        model = self._model
+    def _cross(self, tokens: float, strategy: Strategy, samples: int) -> tuple[float, float]:
+        """Cross-attention's queries of the decoder, and its keys and values of the encoder, whose output is kept once
+        for all layers (the head has it)."""
+        width = self._width / strategy.tp
         read = samples * self._job.sequence(encoder=True) / strategy.cp
-        return 2 * self._width * (tokens * model.q_width + read * model.kv_width) / strategy.tp
+        return width * tokens * self._model.q_width, 2 * width * read * self._model.kv_width
 
     def _core(self, layer: LayerType, strategy: Strategy, samples: int) -> float:
         """What the attention cores keep."""

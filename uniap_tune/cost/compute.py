@@ -101,7 +101,7 @@ class ComputeModel:
         self._job = job
         self._runtime = runtime
         self._efficiency = efficiency
-        self._host = device.host
+        self._launch_s = runtime.launch_s * device.host
         dtype = job.precision.compute
         self._clocks = clocks = efficiency.clocks(device)
         peak = clocks * _peak(device, DType.FP32 if dtype is DType.FP32 else _half(device, dtype))
@@ -115,7 +115,7 @@ class ComputeModel:
         self._sms = device.num_sms
         self._width = 4 if dtype is DType.FP32 else 2
         self._repeated = runtime.recompute_modules
-        self._moved = _moved(model, operators=runtime.eager)
+        self._norm, self._activation, self._rotary = _moved(model, operators=runtime.eager)
         self._cache: dict[tuple[LayerType, Shape], Compute] = {}
 
     def layer(self, layer: LayerType, shape: Shape) -> Compute:
@@ -265,7 +265,7 @@ class ComputeModel:
         model = self._model
         hidden = tokens * model.hidden_size / shape.sp
         gate = 2 if model.gated_mlp else 1
-        norm, activation, rotary = self._moved
+        norm, activation, rotary = self._norm, self._activation, self._rotary
         if layer.moe and model.moe is not None:
             moe = model.moe
             routed = tokens * moe.top_k * shape.etp / shape.tp
@@ -302,12 +302,11 @@ class ComputeModel:
         gemm = Gemm(tokens, rows, model.hidden_size, quantized=False)
         loss = self._runtime.loss.moved * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
-        norm_forward, norm_backward = self._moved[0]
-        forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + norm_forward * norm
+        forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + self._norm[0] * norm
         backward = self._gemm(gemm.m, gemm.k, gemm.n, gemm) + self._gemm(gemm.n, gemm.k, gemm.m, gemm, gradient=True)
         # gradients of logits are all but zero: multiplying them takes so little power that clocks hold
         backward *= self._clocks
-        head = Compute(forward, backward + loss + norm_backward * norm, 0.0, 12.0)
+        head = Compute(forward, backward + loss + self._norm[1] * norm, 0.0, 12.0)
         return self._with_extra_predictions(head, tokens, shape) if model.mtp_layers else head
 
     def _with_extra_predictions(self, head: Compute, tokens: float, shape: Shape) -> Compute:
@@ -333,7 +332,7 @@ class ComputeModel:
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        floor = kernels * self._runtime.launch_s * self._host
+        floor = kernels * self._launch_s
         gpu += _EXPERT_WAIT * floor if experts else 0.0
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)

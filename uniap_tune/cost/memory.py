@@ -187,18 +187,19 @@ class MemoryModel:
 
     def head_backward(self, strategy: Strategy, samples: int) -> float:
         """Bytes of activations while the output matrix gets its gradient: of the logits, and the norm's."""
+        border, logits = self._output(strategy, samples)
+        return 2 * border + self._width * logits
+
+    def _output(self, strategy: Strategy, samples: int) -> tuple[float, float]:
+        """Bytes of one hidden-width tensor at the output layer, and the number of logits."""
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
-        vocab = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
-        return self._width * tokens * (2 * self._model.hidden_size / sp + vocab)
+        rows = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
+        return self._width * tokens * self._model.hidden_size / sp, tokens * rows
 
     def _head(self, strategy: Strategy, samples: int) -> Activations:
         """The final norm and the logits; a micro-batch's backward follows its forward at once on the last stage."""
-        model = self._model
-        tokens = samples * self._job.seq_length / strategy.cp
-        sp = strategy.tp if strategy.sequence_parallel else 1
-        border = self._width * tokens * model.hidden_size / sp
-        logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
+        border, logits = self._output(strategy, samples)
         scale = self._width / 2
         around = self._around_output(border) + self._extra(strategy, samples) + self._batch(strategy, samples)
         norm = (1 + self._blocks.norm_input) * border
@@ -214,14 +215,11 @@ class MemoryModel:
     def deferred(self, layer: LayerType, strategy: Strategy, samples: int, num_microbatches: int) -> float:
         """Gradients of logits, and the output layer's input, of the micro-batches whose gradient of the output matrix
         waits (megatron/core/tensor_parallel/layers.py, ``grad_output_buffer``; it needs fused accumulation)."""
-        limit, runtime = self._runtime.deferred_gradients, self._runtime
-        if layer.kind is not LayerKind.HEAD or limit is None or not runtime.gradient_fusion:
+        limit = self._runtime.deferred_gradients
+        if layer.kind is not LayerKind.HEAD or limit is None or not self._runtime.gradient_fusion:
             return 0.0
-        tokens = samples * self._job.seq_length / strategy.cp
-        sp = strategy.tp if strategy.sequence_parallel else 1
-        vocab = runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
-        count = min(limit or num_microbatches, num_microbatches)
-        return count * self._width * tokens * (vocab + self._model.hidden_size / sp)
+        border, logits = self._output(strategy, samples)
+        return min(limit or num_microbatches, num_microbatches) * (self._width * logits + border)
 
     def _batch(self, strategy: Strategy, samples: int) -> float:
         """The mask of a micro-batch from the data loader: a byte a pair of tokens of each sequence."""
@@ -248,10 +246,7 @@ class MemoryModel:
         model = self._model
         if not model.mtp_layers:
             return 0.0
-        tokens = samples * self._job.seq_length / strategy.cp
-        sp = strategy.tp if strategy.sequence_parallel else 1
-        border = self._width * tokens * model.hidden_size / sp
-        logits = tokens * self._runtime.vocab_rows(model.vocab_size, strategy.tp) / strategy.tp
+        border, logits = self._output(strategy, samples)
         block = self._blocks.block(block_type(model, model.num_layers - 1), strategy, samples)
         kept = min(self._runtime.loss.held - self._width, 4.0)
         return model.mtp_layers * (6 * border + block.whole + kept * logits)

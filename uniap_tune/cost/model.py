@@ -106,7 +106,8 @@ class CostModel:
         self._bandwidth = cluster.device.memory_bandwidth * self.efficiency.memory
         self._moves: dict[tuple[Layout, Layout], Move] = {}
         self._tied_embedding = model.tied_embeddings
-        self._parameters = parameter_count(model)
+        # asked only by engines that keep gathered parameters
+        self._parameters = parameter_count(model) if self.runtime.reused_parameters else 0
         types = {layer.type for layer in build_graph(model).layers}
         self._blocks = sorted((t for t in types if t.kind is LayerKind.BLOCK), key=repr)
 

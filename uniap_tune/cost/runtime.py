@@ -29,8 +29,6 @@ _ENGINE_LAUNCH = 8.0e-5
 MEGATRON_LAUNCH_S = 4.0e-5
 _MEGATRON_2021_LAUNCH = 2.255e-5
 _PYTORCH_LAUNCH = 8.3e-6
-# GPU seconds a kernel of plain PyTorch takes to start and to drain [Empirical], as PYTORCH_FSDP.
-_PYTORCH_KERNEL = 7.0e-6
 
 
 # Keys up to which softmax is fused: TransformerEngine since 1.3 (softmax.py, is_kernel_available: below 16384),
@@ -191,38 +189,35 @@ MEGATRON_2021 = Runtime(
     kernel_s=1.17e-5,
 )
 
-# PyTorch with FSDP: eager modules around FlashAttention 1 or 2, a loss in fp32; checkpointing stops before the block's
-# last projection, whose output backward does not need. [Empirical], set by hand on the A100 tables of LLM Foundry
-# (mosaicml/llm-foundry, scripts/train/benchmarking/README.md).
-PYTORCH_FSDP = Runtime(
+# Modules of plain PyTorch around FlashAttention 2. [Empirical], as what follows.
+_PYTORCH = Runtime(
     fused_kernels=False,
     transformer_engine=False,
     gradient_fusion=False,
     eager=True,
     previous_attention=True,
+    softmax_length=0,
+    kernel_s=7.0e-6,
+    launch_s=_PYTORCH_LAUNCH,
+)
+
+# With FSDP: FlashAttention 1 too, a loss in fp32; checkpointing stops before the block's
+# last projection, whose output backward does not need. [Empirical], set by hand on the A100 tables of LLM Foundry
+# (mosaicml/llm-foundry, scripts/train/benchmarking/README.md).
+PYTORCH_FSDP = replace(
+    _PYTORCH,
     flash_share=0.6,
     recompute_share=0.7,
     loss=Loss(held=10.0, moved=60.0),
     cast_traffic=2.5,
-    kernel_s=_PYTORCH_KERNEL,
-    launch_s=_PYTORCH_LAUNCH,
-    softmax_length=0,
 )
 
-# transformers' models under DeepSpeed: PyTorch's scaled_dot_product_attention, which is FlashAttention 2, and layers as
-# long as those above to launch and to start.
-TRANSFORMERS = Runtime(
-    fused_kernels=False,
-    transformer_engine=False,
-    gradient_fusion=False,
-    eager=True,
-    previous_attention=True,
-    softmax_length=0,
+# transformers' models under DeepSpeed; their attention is PyTorch's scaled_dot_product_attention.
+TRANSFORMERS = replace(
+    _PYTORCH,
     loss=TRANSFORMERS_LOSS,
     vocab_multiple=1,
     reused_parameters=500_000_000,
-    kernel_s=_PYTORCH_KERNEL,
-    launch_s=_PYTORCH_LAUNCH,
 )
 
 # Layers of Megatron-LM before 2023 under Megatron-DeepSpeed: ranks that drift apart between collectives, a vocabulary
