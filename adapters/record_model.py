@@ -53,7 +53,7 @@ def read_record_model(record: Fields, *, dropout: float) -> RecordModel:
     gpt = not gated and "rope" not in text(fields, "position")
     mla = _latent(fields, name, assumptions)
     seq = required({**fields, **record}, "seq_length", "seq", "sequence_length")
-    layers = _bounded(fields, _LARGEST_LAYERS, "layers_run", "num_hidden_layers", "layers")
+    layers = _bounded(fields, _LARGEST_LAYERS, "layers_run", "num_hidden_layers", "layers", "decoder_layers")
     tied = flag(fields, "tie_word_embeddings")
     bias = flag(fields, "bias")
     model = Model(

@@ -13,22 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from uniap_tune.accuracy import Measured, memory_error
-from uniap_tune.cost.runtime import (
-    CORE_ATTENTION,
-    ENGINE_LOSS,
-    MEGATRON_2021,
-    MEGATRON_DEEPSPEED_2023,
-    NEMO_2024,
-    PYTORCH_FSDP,
-    RECOMPUTE_MODULES,
-    TRANSFORMERS,
-    Runtime,
-    gradient_bucket,
-)
+from uniap_tune.cost.runtime import CORE_ATTENTION, RECOMPUTE_MODULES
 from uniap_tune.errors import InputError, TuneError
 from uniap_tune.predict import Prediction, Run
 from uniap_tune.spec import DType, Job, Model, Precision, Recompute
-from uniap_tune.strategy import CAPABILITIES, Capabilities, Strategy, Target
+from uniap_tune.strategy import Strategy
 from uniap_tune.weights import parameter_count
 
 from .record_cluster import read_record_cluster
@@ -38,6 +27,7 @@ from .record_layout import laid_out
 from .record_measured import read_measured
 from .record_megatron import leading_recompute, read_megatron_run
 from .record_model import read_record_model
+from .record_software import Engine, Software, read_capabilities, read_runtime, read_software
 from .record_stages import is_staged, staged_chunks
 
 _FORMATS = {
@@ -45,10 +35,6 @@ _FORMATS = {
     "fp8-ds": DType.FP8, "fp8-sc": DType.FP8, "fp8-mx": DType.MXFP8, "mxfp8": DType.MXFP8, "nvfp4": DType.NVFP4,
 }  # fmt: skip
 _UNSUPPORTED_TASKS = ("lora", "peft", "qlora")
-# NVIDIA's recipes, whose defaults differ from those of Megatron-LM's command line
-_BRIDGE_WORDS = ("megatron-bridge", "nemo")
-_TRANSFORMERS_WORDS = ("transformers", "hugging", "accelerate", "axolotl")
-_PYTORCH_WORDS = ("pytorch", "torchtitan", "foundry", "fairscale", "lightning")
 _MAX_LINE = 1 << 20
 
 
@@ -165,33 +151,30 @@ class _Reader:
     def __init__(self, record: Fields) -> None:
         self._record = record
         self._settings = mapping(record, "settings") or {}
-        stated = ("framework", "engine", "software", "hardware", "precision")
-        self._software = " ".join(text(record, key) for key in stated).lower()
-        named = any(word in self._software for word in _TRANSFORMERS_WORDS)
-        self._transformers = named or ("deepspeed" in self._software and "megatron" not in self._software)
         self._assumptions: list[str] = []
         self._exact = True
 
     def run(self) -> Run:
         record = self._record
         dtype = self._dtype()
-        legacy = dtype is DType.FP16 and not self._transformers
-        parsed = read_record_model(record, dropout=self._dropout(legacy))
+        software = read_software(record, dtype)
+        parsed = read_record_model(record, dropout=self._dropout(software))
         self._assumptions += parsed.assumptions
         num_gpus = required(record, "num_gpus")
         cluster = read_record_cluster(record, num_gpus)
         flash = flag(record, "flash_attn")
         if flash is None:
-            flash = not legacy
-            self._assumptions.append(f"{'with' if flash else 'without'} FlashAttention, as usual in {dtype} training")
+            flash = not software.old
+            usual = "before 2023" if software.old else f"in {dtype} training"
+            self._assumptions.append(f"{'with' if flash else 'without'} FlashAttention, as usual {usual}")
         staged = staged_chunks(record, parsed.model)
-        bridge = self._is_bridge() and not legacy
+        narrow = software.recipes and not software.old
         job = Job(
             global_batch=self._global_batch(),
             seq_length=parsed.seq_length,
             encoder_seq_length=parsed.encoder_seq_length,
-            precision=Precision(compute=dtype, gradient_bytes=2 if bridge else None),
-            optimizer_state_bytes=self._optimizer_states(parsed.model) if bridge else None,
+            precision=Precision(compute=dtype, gradient_bytes=2 if narrow else None),
+            optimizer_state_bytes=self._optimizer_states(parsed.model) if narrow else None,
             flash_attention=flash,
         )
         run = Run(
@@ -199,8 +182,8 @@ class _Reader:
             model=parsed.model,
             cluster=cluster,
             job=job,
-            capabilities=self._capabilities(),
-            runtime=self._runtime(parsed.model, legacy),
+            capabilities=read_capabilities(record, software),
+            runtime=read_runtime(record, software, parsed.model),
             pp=1,
             chunks=(),
             micro_batch=1,
@@ -217,23 +200,9 @@ class _Reader:
                 num_microbatches=max(1, job.global_batch // staged.micro_batch),
             )
         else:
-            run = self._uniform(run, num_gpus, legacy)
+            run = self._uniform(run, num_gpus, software)
             run = replace(run, offloaded_layers=count(self._settings, "cpu_offloading_num_layers", least=0) or 0)
         return as_configured(record, replace(run, exact=self._exact, assumptions=tuple(self._assumptions)))
-
-    def _is_bridge(self) -> bool:
-        """Whether the record is of Megatron-Bridge or NeMo, by its software or its source."""
-        words = " ".join(text(self._record, key) for key in ("framework", "engine", "software", "source")).lower()
-        return any(word in words for word in _BRIDGE_WORDS)
-
-    def _capabilities(self) -> Capabilities:
-        """DeepSpeed's of transformers' models, else Megatron's. Whether gradients are reduced and parameters gathered
-        behind computation: as the record says, else as DeepSpeed and the recipes of Megatron-Bridge and NeMo do, and
-        Megatron-LM's command line does not."""
-        target = Target.DEEPSPEED if self._transformers else Target.MEGATRON
-        stated = flag(self._record, "overlap_grad_reduce")
-        overlaps = self._transformers or self._is_bridge() if stated is None else stated
-        return replace(CAPABILITIES[target], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
 
     def _optimizer_states(self, model: Model) -> int | None:
         """Bytes of Adam's moments in Megatron-Bridge's recipes: bf16 for DeepSeek's models, as those were trained
@@ -243,14 +212,14 @@ class _Reader:
         self._assumptions.append("moments in bf16, as in Megatron-Bridge's recipes for DeepSeek")
         return 4
 
-    def _dropout(self, legacy: bool) -> float:
-        """GPT pre-training in fp16 used 0.1 (Megatron's default); planners' benchmarks, with their stages, none."""
-        if not legacy or is_staged(self._record):
+    def _dropout(self, software: Software) -> float:
+        """GPT pre-training before 2023 used 0.1 (Megatron's default); planners' benchmarks, with their stages, none."""
+        if not software.old or is_staged(self._record):
             return 0.0
         self._assumptions.append("dropout 0.1 where the model is a GPT")
         return 0.1
 
-    def _uniform(self, run: Run, num_gpus: int, legacy: bool) -> Run:
+    def _uniform(self, run: Run, num_gpus: int, software: Software) -> Run:
         """One strategy for all layers, from the record's degrees."""
         record = self._record
         tp, pp, cp = (self._degree(key) for key in ("tp", "pp", "cp"))
@@ -271,18 +240,19 @@ class _Reader:
         if recompute is Recompute.SELECTIVE:
             run = replace(run, runtime=replace(run.runtime, recompute_modules=self._recompute_modules()))
         sequence = flag(record, "sequence_parallel")
+        usual = not software.old and software.engine is not Engine.TRANSFORMERS
         strategy = Strategy(
             tp=tp,
             cp=cp,
             dp=dp,
             ep=ep,
             etp=self._expert_tensor_parallel(tp, ep),
-            zero=self._zero(legacy),
+            zero=self._zero(software),
             recompute=recompute,
-            sequence_parallel=tp > 1 and (not (legacy or self._transformers) if sequence is None else sequence),
+            sequence_parallel=tp > 1 and (usual if sequence is None else sequence),
         )
         strategy = self._sharded(run, strategy, pp)
-        virtual = self._virtual_stages(pp, run.model.num_layers)
+        virtual = self._virtual_stages(pp, run.model.num_layers, recipes=software.recipes)
         chunks = laid_out(text(self._settings, "pp_layout"), run.model, strategy, pp, virtual)
         if leading is not None:
             chunks = tuple(leading_recompute(chunk, leading) for chunk in chunks)
@@ -332,20 +302,20 @@ class _Reader:
             raise SkippedRecordError(f"unknown precision {name[:20]!r}", fix=f"one of {', '.join(_FORMATS)}")
         return _FORMATS[name]
 
-    def _zero(self, legacy: bool) -> int:
+    def _zero(self, software: Software) -> int:
         zero = count(self._record, "zero", least=0)
         if zero is None:
-            zero = 0 if legacy else 1
+            zero = 0 if software.old else 1
             self._assumptions.append(f"ZeRO stage taken as {zero}")
         if (count(self._record, "fsdp", least=0) or 0) > 1 or flag(self._settings, "use_megatron_fsdp"):
             return 3
         return min(zero, 3)
 
-    def _virtual_stages(self, pp: int, num_layers: int) -> int:
+    def _virtual_stages(self, pp: int, num_layers: int, *, recipes: bool) -> int:
         """The record's vp, where it divides the layers (with embedding and head, if need be); where its source leaves
         it out, that of NVIDIA's recipes, of which GPT-3 and Llama-2 have 1 or 2 layers in a chunk, Llama-3 4."""
         virtual = count(self._record, "vp", "virtual_stages")
-        if virtual is None and "vp" in self._missing() and self._is_bridge() and pp > 1 and num_layers % pp == 0:
+        if virtual is None and "vp" in self._missing() and recipes and pp > 1 and num_layers % pp == 0:
             self._assume("virtual stages of one layer: its source does not state them, and NVIDIA's recipes interleave")
             return num_layers // pp
         if virtual is None or pp == 1:
@@ -387,34 +357,3 @@ class _Reader:
     def _expert_tensor_parallel(self, tp: int, ep: int) -> int:
         etp = count(self._settings, "expert_tensor_parallel_size")
         return etp or (tp if ep == 1 else 1)
-
-    def _runtime(self, model: Model, legacy: bool) -> Runtime:
-        implementation = text(self._settings, "cuda_graph_impl")
-        scope = self._settings.get("cuda_graph_scope")
-        scopes = names(scope) if isinstance(scope, list) else [str(scope)]
-        whole = implementation in ("local", "full_iteration") or "full_iteration" in scopes
-        words = self._software
-        eager = "compile" not in words
-        if self._transformers:
-            return replace(TRANSFORMERS, eager=eager, gradient_bucket=gradient_bucket(model))
-        if any(word in words for word in _PYTORCH_WORDS):
-            return replace(PYTORCH_FSDP, eager=eager)
-        if legacy:
-            engine = MEGATRON_DEEPSPEED_2023 if "deepspeed" in words else MEGATRON_2021
-            # a planner that cuts between operators keeps what each of them hands on
-            return replace(engine, keeps_scores=self._record.get("ops_per_stage") is not None)
-        # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
-        graphs = whole and implementation != "none"
-        overlap = bool(flag(self._settings, "moe_a2a_overlap"))
-        tensor = self._is_bridge() and model.moe is None
-        if self._is_bridge() and "bridge" not in f"{words} {text(self._record, 'source')}".lower():
-            return replace(NEMO_2024, cuda_graphs=graphs, overlap_experts=overlap, overlap_tensor=tensor)
-        modules = self._settings.get("offload_modules")
-        return Runtime(
-            cuda_graphs=graphs,
-            overlap_experts=overlap,
-            overlap_tensor=tensor,
-            loss=ENGINE_LOSS,
-            narrow_parameters=self._is_bridge(),
-            offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),
-        )

@@ -102,6 +102,9 @@ def test_models_of_plain_records_are_of_their_kind() -> None:
     assert large.model.relative_buckets == 32
     fewer = read_run(record(model={**sizes, "decoder_layers": 6}, encoder_seq_length=2048, seq_length=512, tp=1, dp=8))
     assert (fewer.model.encoder_layers, fewer.model.num_layers, fewer.job.encoder_seq_length) == (24, 6, 2048)
+    apart = {**sizes, "num_hidden_layers": None, "encoder_layers": 12, "decoder_layers": 3}
+    model = read_run(record(model=apart, seq_length=512, tp=1, dp=8)).model
+    assert (model.encoder_layers, model.num_layers) == (12, 3)
     bert = read_run(record(model={**sizes, "name": "bert-huge"}, seq_length=512, tp=1, dp=8))
     assert not bert.model.causal
     assert predict(large).peak_memory_bytes > predict(bert).peak_memory_bytes

@@ -12,7 +12,15 @@ from tests.records import LLAMA, MEASURED, NOT_MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
 from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
-from uniap_tune.cost.runtime import MEGATRON_2021, MEGATRON_DEEPSPEED_2023, PYTORCH_FSDP, TRANSFORMERS
+from uniap_tune.cost.runtime import (
+    ENGINE_LOSS,
+    MEGATRON_2021,
+    MEGATRON_DEEPSPEED_2023,
+    NEMO_2024,
+    PYTORCH_FSDP,
+    TRANSFORMERS,
+    Runtime,
+)
 from uniap_tune.errors import TuneError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.predict import Run, predict
@@ -183,10 +191,24 @@ UNDER_DEEPSPEED = replace(TRANSFORMERS, gradient_bucket=50_000_000)  # of a hidd
         ({"framework": "torchtitan", "software": "torch.compile"}, replace(PYTORCH_FSDP, eager=False)),
         ({"precision": "fp16", "gpu": "A100"}, MEGATRON_2021),
         ({"precision": "fp16", "gpu": None, "hardware": "A100 8/node (Megatron-DeepSpeed)"}, MEGATRON_DEEPSPEED_2023),
+        ({"framework": "Megatron-LM 2020"}, MEGATRON_2021),
+        ({"software": "NeMo Megatron 22.08"}, MEGATRON_2021),
+        ({"software": "NeMo 24.05"}, replace(NEMO_2024, overlap_tensor=True)),
+        ({"framework": "Megatron-LM 2024", "precision": "fp16"}, Runtime(loss=ENGINE_LOSS)),
     ],
 )
 def test_the_stated_engine_selects_how_it_runs(changes, runtime):
     assert run_of(**changes).runtime == runtime
+
+
+def test_software_of_before_2023_had_neither_sequence_parallelism_nor_flash_attention():
+    tensor = {"tp": 2, "zero": None}
+    old, new = (run_of(framework=f"Megatron-LM {year}", **tensor) for year in (2022, 2023))
+    assert [run.job.flash_attention for run in (old, new)] == [False, True]
+    strategies = [run.chunks[0][0].strategy for run in (old, new)]
+    assert [(s.sequence_parallel, s.zero) for s in strategies] == [(False, 0), (True, 1)]
+    # neither versions of libraries nor a device's name tell how old the engine is
+    assert run_of(framework="Megatron-LM", software="NCCL 2.20.05, CUDA 12.10", **tensor).job.flash_attention
 
 
 def test_a_run_that_happened_did_fit():
