@@ -54,8 +54,9 @@ def test_names_people_and_drivers_use(name: str, canonical: str) -> None:
 def test_what_is_shipped() -> None:
     assert set(hardware.devices()) == {
         "v100-16gb", "v100-32gb", "v100-sxm3-32gb", "a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm",
-        "a100-80gb-pcie", "h100-sxm", "a800-sxm", "h100-pcie", "h200", "h800-sxm", "h20", "b200", "gb200", "b300", "gb300", "t4", "l4", "a10g", "a10",
-        "a40", "rtx-a6000", "rtx-3090", "l40", "rtx-6000-ada", "l40s", "rtx-4090", "titan-xp", "mi250x", "mi300x",
+        "a100-80gb-pcie", "h100-sxm", "a800-sxm", "h100-pcie", "h200", "h800-sxm", "h20", "b200", "gb200", "b300",
+        "gb300", "t4", "l4", "a10g", "a10", "a40", "rtx-a6000", "rtx-3090", "l40", "rtx-6000-ada", "l40s", "rtx-4090",
+        "titan-xp", "mi250x", "mi300x",
     }  # fmt: skip
 
 
