@@ -78,14 +78,15 @@ def _engine(words: str, sourced: str) -> Engine:
 
 
 def read_capabilities(record: Fields, software: Software) -> Capabilities:
-    """DeepSpeed's of transformers' models, else Megatron's. Whether gradients are reduced and parameters gathered
-    behind computation: as the record says, else as DeepSpeed and the recipes of Megatron-Bridge and NeMo do, and
-    Megatron-LM's command line and NeMo before 2023 (``overlap_grad_sync: False``) do not."""
-    transformers = software.engine is Engine.TRANSFORMERS
+    """DeepSpeed's of transformers' models, else Megatron's. Whether gradients are reduced (by Megatron, parameters
+    gathered too) behind computation: as the record says, else as DeepSpeed's plans and the recipes of Megatron-Bridge
+    and NeMo do, and Megatron-LM's command line and NeMo before 2023 (``overlap_grad_sync: False``) do not."""
     stated = flag(record, "overlap_grad_reduce")
-    overlaps = transformers or (software.recipes and not software.old) if stated is None else stated
-    target = Target.DEEPSPEED if transformers else Target.MEGATRON
-    return replace(CAPABILITIES[target], overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
+    if software.engine is Engine.TRANSFORMERS:
+        return replace(CAPABILITIES[Target.DEEPSPEED], overlap_gradient_reduce=stated is not False)
+    overlaps = software.recipes and not software.old if stated is None else stated
+    engine = CAPABILITIES[Target.MEGATRON]
+    return replace(engine, overlap_gradient_reduce=overlaps, overlap_param_gather=overlaps)
 
 
 def read_runtime(record: Fields, software: Software, model: Model) -> Runtime:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniap_tune.cost.model import CostModel
-from uniap_tune.cost.parts import COMPUTE
+from uniap_tune.cost.parts import COMPUTE, DP_COMM, ZERO_COMM
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
 from uniap_tune.spec import Cluster, Device, DType, Job, Link, Model, Moe, Precision, Recompute
@@ -348,3 +348,38 @@ def test_selective_recomputation_repeats_the_modules_it_names():
     assert seconds("layernorm") == 0
     assert 0 < seconds("core_attn") < seconds("mlp")
     assert seconds("core_attn", "mlp") == pytest.approx(seconds("core_attn") + seconds("mlp"))
+
+
+def deepspeed_costs(zero: int, *, pp: int = 1, asked: bool = True, model: Model = MODEL, samples: int = 1):
+    """A block of eight replicas over two nodes, which have too little network to hide gradients."""
+    engine = replace(CAPABILITIES[Target.DEEPSPEED], overlap_gradient_reduce=asked)
+    costs = CostModel(model, make_cluster(), JOB, engine)
+    return costs.layer_cost(BLOCK, Strategy(dp=8, zero=zero), samples=samples, pp=pp, num_microbatches=4)
+
+
+def test_deepspeed_reduces_gradients_of_zero_for_all_and_hides_only_those():
+    none, first, asked_not = deepspeed_costs(0), deepspeed_costs(1), deepspeed_costs(1, asked=False)
+    in_pipeline = deepspeed_costs(1, pp=2)
+    # an all-reduce is two gathers; the gather of parameters never hides
+    assert asked_not.step_s[DP_COMM] == pytest.approx(1.5 * none.step_s[DP_COMM])
+    assert in_pipeline.step_s[DP_COMM] == pytest.approx(asked_not.step_s[DP_COMM])
+    assert none.step_s[DP_COMM] / 2 < first.step_s[DP_COMM] < none.step_s[DP_COMM]
+    # ZeRO-2 reduces in every micro-batch
+    second = deepspeed_costs(2, asked=False)
+    assert 4 * second.backward_s[ZERO_COMM] > 3 * none.step_s[DP_COMM]
+
+
+def test_zero_3_keeps_the_cpu_busy_and_small_models_gathered():
+    small = replace(MODEL, hidden_size=512, ffn_size=1408, num_heads=8, num_kv_heads=8, head_dim=64)
+    first, third = (deepspeed_costs(zero, model=small) for zero in (1, 3))
+    assert third.forward_s[COMPUTE] > 2.5 * first.forward_s[COMPUTE]
+    busy = [deepspeed_costs(zero, samples=4).forward_s[COMPUTE] for zero in (1, 3)]
+    assert busy[1] == pytest.approx(busy[0], rel=0.05)
+    # a model within the reuse distance is gathered once a micro-batch, a large one twice
+    whole = CostModel(small, make_cluster(), JOB, CAPABILITIES[Target.DEEPSPEED], runtime=Runtime())
+    again = whole.layer_cost(BLOCK, Strategy(dp=8, zero=3), samples=1, pp=1, num_microbatches=4)
+    kept = CostModel(
+        small, make_cluster(), JOB, CAPABILITIES[Target.DEEPSPEED], runtime=Runtime(reused_parameters=10**9)
+    ).layer_cost(BLOCK, Strategy(dp=8, zero=3), samples=1, pp=1, num_microbatches=4)
+    assert kept.backward_s[ZERO_COMM] < again.backward_s[ZERO_COMM]
+    assert kept.forward_s[ZERO_COMM] == again.forward_s[ZERO_COMM]

@@ -98,7 +98,11 @@ class Capabilities:
         expert_parallel: experts have a grid of their own (ep > 1 at all).
         interleaving: several model chunks on a stage (virtual stages, arXiv 2104.04473 section 2.2).
         gradient_bytes: bytes of an accumulated gradient in bf16/fp16 training.
-        overlap_gradient_reduce, overlap_param_gather: hides data-parallel communication behind compute.
+        overlap_gradient_reduce: gradients are reduced behind the backward pass, as far as the engine can: in a
+            pipeline only with ``overlap_with_pipeline``, by ZeRO stage if it is one of ``overlap_zero``.
+        overlap_param_gather: ZeRO-1 and 2 gather parameters behind the next forward pass.
+        scatters_gradients: ZeRO-1 and 2 reduce gradients by a reduce-scatter; else by an all-reduce, of which a rank
+            keeps its part.
     """
 
     target: Target
@@ -114,7 +118,10 @@ class Capabilities:
     expert_parallel: bool = False
     interleaving: bool = False
     overlap_gradient_reduce: bool = True
+    overlap_with_pipeline: bool = True
+    overlap_zero: frozenset[int] = frozenset({0, 1, 2, 3})
     overlap_param_gather: bool = True
+    scatters_gradients: bool = True
 
 
 CAPABILITIES: dict[Target, Capabilities] = {
@@ -135,7 +142,9 @@ CAPABILITIES: dict[Target, Capabilities] = {
         interleaving=True,
     ),
     # DeepSpeed 0.19.8: AutoTP with PipelineModule does not work (engine.py:957); pipelines need ZeRO <= 1
-    # (pipe/engine.py:76); no sequence parallelism inside AutoTP.
+    # (pipe/engine.py:76); no sequence parallelism inside AutoTP. Without ZeRO and in a pipeline gradients are reduced
+    # after the backward pass (engine.py:3095, 2664); ZeRO-1 and 2 all-reduce them, as use_multi_rank_bucket_allreduce
+    # says by default (zero/stage_1_and_2.py:1695), and gather parameters before the step ends (3155).
     Target.DEEPSPEED: Capabilities(
         target=Target.DEEPSPEED,
         uniform=True,
@@ -147,6 +156,10 @@ CAPABILITIES: dict[Target, Capabilities] = {
         recompute=frozenset({Recompute.NONE, Recompute.FULL}),
         leading_recompute=False,
         gradient_bytes=2,
+        overlap_with_pipeline=False,
+        overlap_zero=frozenset({1, 2, 3}),
+        overlap_param_gather=False,
+        scatters_gradients=False,
     ),
     # The full space of the paper, a strategy for each layer.
     Target.ANY: Capabilities(

@@ -325,14 +325,14 @@ class ComputeModel:
             head.kernels + modules * (head.kernels + block.kernels + 2),
         )
 
-    def launched(self, gpu: float, kernels: float, *, waits: float, experts: bool) -> float:
-        """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches where they take
-        longer; in between a smooth maximum. Collectives wait for the last rank to launch them, unless the GPUs have
-        work queued; a layer with experts also waits for part of its launches."""
+    def launched(self, gpu: float, kernels: float, *, fetched: float, waits: float, experts: bool) -> float:
+        """GPU seconds, communication included and a start-up for every kernel, or the CPU's launches, with what it does
+        to fetch parameters, where they take longer; in between a smooth maximum. Collectives wait for the last rank
+        to launch them, unless the GPUs have work queued; a layer with experts also waits for part of its launches."""
         gpu += kernels * self._runtime.kernel_s
         if self._runtime.cuda_graphs:
             return gpu
-        floor = kernels * self._launch_s
+        floor = (kernels + fetched) * self._launch_s
         gpu += _EXPERT_WAIT * floor if experts else 0.0
         gpu += waits * self._runtime.rank_wait_s * min(1.0, floor / gpu)
         high, low = (gpu, floor) if gpu > floor else (floor, gpu)

@@ -62,6 +62,8 @@ _USER_BUFFERS = 10
 _BORDER_BUFFERS = 3.4
 # Kernels of a backward pass for each of the forward pass [Empirical].
 _BACKWARD_KERNELS = 1.25
+# Modules of a layer of transformers, containers included: a block of Llama or GPT-2; embedding; norm and output layer.
+_MODULES = {LayerKind.BLOCK: 13, LayerKind.EMBEDDING: 1, LayerKind.HEAD: 2}
 # Bytes a parameter moves in the optimizer step: the gradient is read for its norm (4) and scaled by the clipping factor
 # (8); Adam reads gradient, master weight and both moments and writes the last three (28) and the
 # narrow parameter (2).
@@ -131,7 +133,7 @@ class CostModel:
         comm = self._exchange.layer(layer, shape)
         parameters = self._memory.parameters(layer, strategy, shares_embedding=self._tied_embedding and pp == 1)
         forward_s, backward_s = self._microbatch(layer, strategy, compute, comm)
-        self._add_zero(forward_s, backward_s, parameters, strategy, num_microbatches)
+        self._add_zero(forward_s, backward_s, parameters, strategy, pp, num_microbatches)
         return self._with_bytes(layer, strategy, samples, pp, parameters, forward_s, backward_s, num_microbatches)
 
     def _microbatch(
@@ -140,11 +142,14 @@ class CostModel:
         """Seconds forward and backward by part. Time the GPU spends waiting for launches counts as compute."""
         forward_s = {TP_COMM: comm.tp_forward, CP_COMM: comm.cp_forward, EP_COMM: comm.ep_forward}
         backward_s = {TP_COMM: comm.tp_backward, CP_COMM: comm.cp_backward, EP_COMM: comm.ep_backward}
+        fetched = self.runtime.fetch_launches * _MODULES[layer.kind] if strategy.zero == 3 else 0.0
         again, launches, waits = 0.0, _BACKWARD_KERNELS * compute.kernels, compute.waits
+        fetched_again = fetched
         if layer.kind is LayerKind.BLOCK:
             if strategy.recompute is Recompute.FULL:
                 share = self.runtime.recompute_share
                 again, launches = share * compute.forward, launches + share * compute.kernels
+                fetched_again += share * fetched
                 waits += share * compute.waits
                 for part, seconds in forward_s.items():
                     backward_s[part] += share * seconds
@@ -154,8 +159,8 @@ class CostModel:
         sent, returned = sum(forward_s.values()), sum(backward_s.values())
         launched = self._compute.launched
         forth, back = compute.forward + sent, compute.backward + again + returned
-        forth = launched(forth, compute.kernels, waits=compute.waits, experts=layer.moe)
-        back = launched(back, launches, waits=waits, experts=layer.moe)
+        forth = launched(forth, compute.kernels, fetched=fetched, waits=compute.waits, experts=layer.moe)
+        back = launched(back, launches, fetched=fetched_again, waits=waits, experts=layer.moe)
         forward_s[COMPUTE], backward_s[COMPUTE] = forth - sent, back - returned - again
         backward_s[RECOMPUTE] = again
         return forward_s, backward_s
@@ -179,9 +184,7 @@ class CostModel:
         return LayerCost(
             forward_s=forward_s,
             backward_s=backward_s,
-            step_s=self._step(
-                parameters, strategy, sum(forward_s.values()), sum(backward_s.values()), num_microbatches
-            ),
+            step_s=self._step(parameters, strategy, pp, sum(forward_s.values()), sum(backward_s.values())),
             static_bytes={
                 PARAMETERS: states.parameters,
                 GRADIENTS: states.gradients,
@@ -237,22 +240,39 @@ class CostModel:
         backward_s: dict[str, float],
         parameters: Parameters,
         strategy: Strategy,
+        pp: int,
         num_microbatches: int,
     ) -> None:
-        """What sharding costs every micro-batch: ZeRO-3 gathers parameters forward and backward; ZeRO-2 and 3 copy
-        gradients into buffers and scatter them (the last scatter of ZeRO-2 is in the step)."""
+        """What sharding costs every micro-batch: ZeRO-3 gathers parameters forward and, as far as the engine has not
+        kept them, backward; ZeRO-2 and 3 copy gradients into buffers and reduce them (ZeRO-2 the last time in the
+        step)."""
         if strategy.zero < 2 or strategy.dp * strategy.cp == 1:
             return
-        gradient_bytes = self._memory.gradient_bytes
-        scatter = self._data_parallel(parameters, strategy, gradient_bytes)
-        copied = (self._width + gradient_bytes) * parameters.total / self._bandwidth
+        copied = (self._width + self._memory.gradient_bytes) * parameters.total / self._bandwidth
+        backward = sum(backward_s.values())
+        reduction = self._reduction(parameters, strategy)
         if strategy.zero == 2:
             every = (num_microbatches - 1) / num_microbatches
-            backward_s[ZERO_COMM] = copied + every * self._exposed(scatter, sum(backward_s.values()))
+            backward_s[ZERO_COMM] = copied + every * self._unhidden_reduction(reduction, strategy, pp, backward)
             return
         gather = self._data_parallel(parameters, strategy, self._width)
         forward_s[ZERO_COMM] = self._exposed(gather, sum(forward_s.values()))
-        backward_s[ZERO_COMM] = copied + self._exposed(gather + scatter, sum(backward_s.values()))
+        again = 1.0
+        if self.runtime.reused_parameters:
+            again -= min(1.0, self.runtime.reused_parameters * strategy.tp / self._parameters)
+        backward_s[ZERO_COMM] = copied + self._exposed(again * gather + reduction, backward)
+
+    def _reduction(self, parameters: Parameters, strategy: Strategy) -> float:
+        """Seconds to reduce the gradients of a layer over its replicas, if nothing hides it."""
+        scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
+        scatters = strategy.zero == 3 or (strategy.zero > 0 and self.capabilities.scatters_gradients)
+        return scatter if scatters else 2 * scatter
+
+    def _unhidden_reduction(self, seconds: float, strategy: Strategy, pp: int, backward: float) -> float:
+        """What is left of a reduction of gradients beside a backward pass, where the engine overlaps them at all."""
+        engine = self.capabilities
+        overlaps = engine.overlap_gradient_reduce and strategy.zero in engine.overlap_zero
+        return self._exposed(seconds, backward) if overlaps and (pp == 1 or engine.overlap_with_pipeline) else seconds
 
     def _data_parallel(self, parameters: Parameters, strategy: Strategy, width: int) -> float:
         """Seconds to gather (or reduce-scatter) ``width`` bytes of every parameter of a layer over its replicas."""
@@ -270,23 +290,17 @@ class CostModel:
         return max(0.0, communication - hidden) + efficiency.dp_exposed * min(communication, hidden)
 
     def _step(
-        self, parameters: Parameters, strategy: Strategy, forward: float, backward: float, num_microbatches: int
+        self, parameters: Parameters, strategy: Strategy, pp: int, forward: float, backward: float
     ) -> dict[str, float]:
         """Seconds once a step: gradient reduction, parameter gather, optimizer."""
         seconds: dict[str, float] = {}
         shard = strategy.dp * strategy.cp
         if shard > 1 and strategy.zero < 3:
-            scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
-            gather = self._data_parallel(parameters, strategy, self._width)
-            if strategy.zero == 0:
-                scatter, gather = 2 * scatter, 0.0
-            if self.capabilities.overlap_gradient_reduce:
-                scatter = self._exposed(scatter, backward)
+            reduction = self._unhidden_reduction(self._reduction(parameters, strategy), strategy, pp, backward)
+            gather = self._data_parallel(parameters, strategy, self._width) if strategy.zero else 0.0
             if self.capabilities.overlap_param_gather:
                 gather = self._exposed(gather, forward)
-            if strategy.zero == 2:
-                scatter /= num_microbatches
-            seconds[DP_COMM] = scatter + gather
+            seconds[DP_COMM] = reduction + gather
         updated = parameters.total
         if strategy.zero >= 1:
             replicas = max(1, strategy.num_devices // (strategy.ep * strategy.etp))

@@ -1,4 +1,4 @@
-"""What the real DeepSpeed holds on a rank, on the CPU, against the states and buckets that we count."""
+"""What the real DeepSpeed holds on a rank and sends, on the CPU, against the bytes that we count."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from tests.conformance.deepspeed_runs import deepspeed, free_port, numbers
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
+from uniap_tune.cost.efficiency import efficiency_for
 from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.parts import DP_COMM, ZERO_COMM
 from uniap_tune.cost.runtime import default_runtime
 from uniap_tune.graph import build_graph
-from uniap_tune.spec import Job
+from uniap_tune.spec import Job, Link
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 
 pytestmark = [
@@ -36,13 +38,16 @@ BUCKET = 1_000_000
 RANKS = 2
 
 
-def ours(stage: int) -> float:
+MICRO_BATCHES = 2
+
+
+def held(stage: int) -> float:
     """States of all layers and the buckets, which ZeRO-2 has only during a backward pass."""
     model = parse_config({"model_type": "llama", **LLAMA}, file="config.json", name="tiny")
     cluster = read_cluster(f"1x{RANKS}:a100-80gb")
     engine = CAPABILITIES[Target.DEEPSPEED]
     runtime = default_runtime(engine, model, cluster)
-    job, strategy = Job(global_batch=2 * RANKS, seq_length=8), Strategy(dp=RANKS, zero=stage)
+    job, strategy = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8), Strategy(dp=RANKS, zero=stage)
     with_buckets, without = (
         CostModel(model, cluster, job, engine, runtime=replace(runtime, gradient_bucket=size)) for size in (BUCKET, 0)
     )
@@ -50,11 +55,31 @@ def ours(stage: int) -> float:
     buckets *= stage != 2
     layers = [layer.type for layer in build_graph(model).layers]
     return buckets + sum(
-        with_buckets.layer_cost(layer, strategy, samples=1, pp=1, num_microbatches=2).static for layer in layers
+        with_buckets.layer_cost(layer, strategy, samples=1, pp=1, num_microbatches=MICRO_BATCHES).static
+        for layer in layers
     )
 
 
-def test_an_engine_holds_what_we_count(tmp_path: Path) -> None:
+def sent_bytes(stage: int) -> float:
+    """Bytes over a rank's link in a step, by the seconds that we count where nothing hides them and memory is fast."""
+    model = parse_config({"model_type": "llama", **LLAMA}, file="config.json", name="tiny")
+    a100 = read_cluster(f"1x{RANKS}:a100-80gb")
+    link = Link(bandwidth=1.0, latency_s=0.0)
+    cluster = replace(a100, intra=link, device=replace(a100.device, memory_bandwidth=1e30))
+    efficiency = replace(
+        efficiency_for(cluster.device), link=1.0, dp_overlap=0.0, dp_exposed=0.0, collective_latency_s=0.0
+    )
+    job, strategy = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8), Strategy(dp=RANKS, zero=stage)
+    costs = CostModel(model, cluster, job, CAPABILITIES[Target.DEEPSPEED], efficiency=efficiency)
+    seconds = 0.0
+    for layer in build_graph(model).layers:
+        cost = costs.layer_cost(layer.type, strategy, samples=1, pp=1, num_microbatches=MICRO_BATCHES)
+        seconds += cost.step_s.get(DP_COMM, 0.0)
+        seconds += MICRO_BATCHES * (cost.forward_s.get(ZERO_COMM, 0.0) + cost.backward_s.get(ZERO_COMM, 0.0))
+    return seconds
+
+
+def test_an_engine_holds_and_sends_what_we_count(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")
     names = []
@@ -62,17 +87,21 @@ def test_an_engine_holds_what_we_count(tmp_path: Path) -> None:
         zero = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": BUCKET, "overlap_comm": True}
         config = {
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 2,
+            "gradient_accumulation_steps": MICRO_BATCHES,
             "bf16": {"enabled": True},
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
             "zero_optimization": zero | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
         }
         names.append(f"z{stage}.json")
         (tmp_path / names[-1]).write_text(json.dumps(config), encoding="utf-8")
-    script = Path(__file__).with_name("deepspeed_memory.py")
+    script = Path(__file__).with_name("deepspeed_rank.py")
     words = ["--num_gpus", str(RANKS), "--master_port", free_port(), str(script), "model.json", *names]
     done = deepspeed(words, tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = numbers(done.stdout, "HELD")
+    found, sent = (numbers(done.stdout, what) for what in ("HELD", "SENT"))
     for stage, name in enumerate(names):
-        assert found[name][0] == pytest.approx(ours(stage), rel=0.02), name
+        assert found[name][0] == pytest.approx(held(stage), rel=0.02), name
+        reduced, gathered, scattered = sent[name]
+        # a ring sends (n - 1) / n of what it gathers or scatters, and twice that of what it reduces for all
+        over_the_link = (2 * reduced + gathered + scattered) * (RANKS - 1) / RANKS
+        assert over_the_link == pytest.approx(sent_bytes(stage), rel=0.02), name

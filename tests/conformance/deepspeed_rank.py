@@ -1,0 +1,83 @@
+"""What DeepSpeed's engine holds between micro-batches and sends in a step: the script of test_deepspeed_rank.py.
+
+``deepspeed deepspeed_rank.py MODEL.json CONFIG.json ...``, each with two micro-batches a step. Of the second step
+rank 0 prints ``HELD name [bytes]``, all tensors that live after the first of its two backward passes, and ``SENT name
+[bytes that are all-reduced, gathered, reduce-scattered]``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+OPERATIONS = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
+sent: dict[str, int] = {}
+
+
+def counted(name: str) -> None:
+    """Counts the largest tensor of every call of an operation of torch.distributed; before DeepSpeed takes it."""
+    operation = getattr(torch.distributed, name)
+
+    def count(*args: object, **kwargs: object) -> object:
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        sent[name] = sent.get(name, 0) + max(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return operation(*args, **kwargs)
+
+    setattr(torch.distributed, name, count)
+
+
+for operation in OPERATIONS:
+    counted(operation)
+
+import deepspeed  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+# gloo alone: DeepSpeed's shared memory on CPUs is compiled for minutes.
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+
+
+def held() -> int:
+    """Bytes of the storages of all tensors, gradients too."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def say(what: str, name: str, numbers: list[int]) -> None:
+    if torch.distributed.get_rank() == 0:
+        os.write(1, f"\n{what} {name} {numbers}\n".encode())
+
+
+def run(model: dict[str, object], path: Path) -> None:
+    """Two steps by one configuration."""
+    torch.manual_seed(7)
+    network = LlamaForCausalLM(LlamaConfig(**model))
+    engine, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=str(path))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    for step in range(2):
+        sent.clear()
+        for micro_batch in range(2):
+            loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
+            engine.backward(loss)
+            del loss
+            if step == 1 and micro_batch == 0:
+                say("HELD", path.name, [held()])
+            engine.step()
+    say("SENT", path.name, [sent.get(name, 0) for name in OPERATIONS])
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    deepspeed.init_distributed()
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--")]
+    for name in arguments[1:]:
+        run(json.loads(Path(arguments[0]).read_text(encoding="utf-8")), Path(name))
+        gc.collect()
+    torch.distributed.barrier()
+    os._exit(0)
