@@ -9,8 +9,11 @@ import pytest
 
 from tests.records import megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_run
+from uniap_tune.cost.model import CostModel
+from uniap_tune.cost.parts import TP_COMM
 from uniap_tune.graph import LayerKind, build_graph
 from uniap_tune.predict import Prediction, Run, predict
+from uniap_tune.strategy import Strategy
 from uniap_tune.weights import layer_parameters, parameter_count
 
 
@@ -114,3 +117,17 @@ def test_t5_of_an_unknown_width_needs_its_layers() -> None:
     wide = megatron_record(num_layers=None, hidden_size=800)
     evaluated = evaluate(RecordLine(0, {**wide, "test": "t5/case"}))
     assert evaluated.reason == "record has no layers"
+
+
+def test_each_layer_exchanges_its_own_sequence_and_once_more_for_cross_attention() -> None:
+    sizes = {"name": "t5", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "act": "gelu"}
+    run = read_run(record(model=sizes, encoder_seq_length=512, seq_length=128, sequence_parallel=False))
+    costs = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
+    blocks = {layer.type for layer in build_graph(run.model).layers if layer.type.kind is LayerKind.BLOCK}
+    seconds = {
+        block.encoder: costs.layer_cost(block, Strategy(tp=2, dp=4), samples=64, pp=1, num_microbatches=1).forward_s[
+            TP_COMM
+        ]
+        for block in blocks
+    }
+    assert seconds[True] / seconds[False] == pytest.approx(2 * 512 / (3 * 128), rel=0.05)

@@ -2,7 +2,7 @@
 
 ``deepspeed deepspeed_rank.py MODEL.json CONFIG.json ...``, each with two micro-batches a step. Of the second step
 rank 0 prints ``HELD name [bytes]``, all tensors that live after the first of its two backward passes, and ``SENT name
-[bytes that are all-reduced, gathered, reduce-scattered]``.
+[bytes]``, over its link.
 """
 
 from __future__ import annotations
@@ -14,25 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
+from link_traffic import LinkTraffic
 
-OPERATIONS = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
-sent: dict[str, int] = {}
-
-
-def counted(name: str) -> None:
-    """Counts the largest tensor of every call of an operation of torch.distributed; before DeepSpeed takes it."""
-    operation = getattr(torch.distributed, name)
-
-    def count(*args: object, **kwargs: object) -> object:
-        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-        sent[name] = sent.get(name, 0) + max(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return operation(*args, **kwargs)
-
-    setattr(torch.distributed, name, count)
-
-
-for operation in OPERATIONS:
-    counted(operation)
+traffic = LinkTraffic()
 
 import deepspeed  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -61,7 +45,7 @@ def run(model: dict[str, object], path: Path) -> None:
     engine, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=str(path))
     ids = torch.zeros(1, 8, dtype=torch.long)
     for step in range(2):
-        sent.clear()
+        traffic.reset()
         for micro_batch in range(2):
             loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
             engine.backward(loss)
@@ -69,7 +53,7 @@ def run(model: dict[str, object], path: Path) -> None:
             if step == 1 and micro_batch == 0:
                 say("HELD", path.name, [held()])
             engine.step()
-    say("SENT", path.name, [sent.get(name, 0) for name in OPERATIONS])
+    say("SENT", path.name, [round(traffic.bytes)])
     engine.destroy()
 
 

@@ -3,7 +3,8 @@
 A case is a folder with a rendered ``mcore_config.py`` and ``case.json`` (vocabulary, sequence length, micro-batches,
 steps, data- and expert-parallel degree). Megatron's own schedules, process groups, gradient buffers and optimizers do
 the work, over gloo. The last stage prints ``LOSSES name [...]``: means over the global batch, which is the same in
-every case, as are the weights. ``STAGE name rank [...]`` says which layers a rank holds.
+every case, as are the weights. ``STAGE name rank [...]`` says which layers a rank holds, ``SENT name stage bytes`` what
+one sends over its link in a step, but for sends to other stages and to experts.
 
 What is stood in for: devices (all is on the CPU), the generators of dropout (there is none), and the names of tensor
 types that the optimizer looks at.
@@ -23,8 +24,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from link_traffic import LinkTraffic
 from torch.overrides import TorchFunctionMode
 
+traffic = LinkTraffic()
 warnings.simplefilter("ignore")
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads  # noqa: E402
@@ -207,6 +210,7 @@ def train(folder: Path) -> None:
     optimizer = get_megatron_optimizer(optimizer_config, chunks)
     losses = []
     for _ in range(case["steps"]):
+        traffic.reset()
         for chunk in chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
@@ -224,6 +228,7 @@ def train(folder: Path) -> None:
         if not succeeded:
             raise RuntimeError("the optimizer refused the step")
         losses.append(sum(float(result["loss"]) for result in results) / case["microbatches"])
+    say(f"SENT {folder.name} {parallel_state.get_pipeline_model_parallel_rank()} {traffic.bytes:.0f}")
     if parallel_state.is_pipeline_last_stage():
         mean = torch.tensor(losses)
         torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())

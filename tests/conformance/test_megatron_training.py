@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.counting import counting_costs, link_bytes
 from tests.plans import make_plan
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
+from uniap_tune.graph import build_graph
 from uniap_tune.render import render
 from uniap_tune.spec import DType, Job, Precision
 from uniap_tune.strategy import Strategy, Target
@@ -161,3 +163,21 @@ def test_stages_hold_the_planned_layers(case: Case, output: str) -> None:
     assert {int(stage): json.loads(text) for stage, text in held.items()} == {
         stage: parts[stage :: case.pp] for stage in range(case.pp)
     }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ranks_send_what_we_count(case: Case, output: str) -> None:
+    model = parse_config(case.config, file="config.json", name="tiny")
+    job = Job(global_batch=BATCH, seq_length=LENGTH, precision=Precision(compute=DType.FP32))
+    costs = counting_costs(model, job, Target.MEGATRON, 4)
+    layers = [layer.type for layer in build_graph(model).layers]
+    embedding, blocks, head = layers[0], layers[1:-1], layers[-1]
+    sent = re.findall(rf"^SENT {case.name} (\d+) (\d+)$", output, re.M)
+    assert len(sent) == 4
+    for stage, found in ((int(stage), int(found)) for stage, found in sent):
+        held = blocks[: sum(case.blocks[stage :: case.pp])]
+        held += [embedding] * (stage == 0) + [head] * (stage == case.pp - 1)
+        microbatches = BATCH // case.strategy.dp
+        ours = sum(link_bytes(costs, layer, case.strategy, microbatches, pp=case.pp) for layer in held)
+        # beside it reductions of a number or a token each: losses, norms, parts of the cross-entropy, routing
+        assert found == pytest.approx(ours, rel=0.02, abs=2000), stage

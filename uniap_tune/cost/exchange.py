@@ -60,10 +60,11 @@ class ExchangeModel:
         return found
 
     def _price(self, layer: LayerType, shape: Shape) -> Communication:
-        """Tensor parallelism: two all-reduces (with sequence parallelism their halves) each way, arXiv 1909.08053
-        section 3, and only those may hide behind GEMMs; the embedding and the head have one. Context parallelism: a
-        ring of keys and values behind the attention core. Experts: dispatch and combine, each an all-to-all."""
-        tokens = shape.samples * self._job.seq_length / shape.cp
+        """Tensor parallelism: an all-reduce (with sequence parallelism its halves) each way for attention, for
+        cross-attention and for the MLP, arXiv 1909.08053 section 3, and only those may hide behind GEMMs; the embedding
+        and the head have one. Context parallelism: a ring of keys and values behind the attention core. Experts:
+        dispatch and combine, each an all-to-all."""
+        tokens = shape.samples * self._job.sequence(encoder=layer.encoder) / shape.cp
         border = self._width * tokens * self._model.hidden_size
         reduce = self._network.all_reduce(border, Group(shape.tp, 1))
         if layer.kind is LayerKind.EMBEDDING:
@@ -72,7 +73,7 @@ class ExchangeModel:
         if layer.kind is LayerKind.HEAD:
             half = reduce / 2
             return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = 2 * reduce * (self._tensor_exposed if self.overlaps_tensor(shape.sp) else 1.0)
+        tensor = (3 if layer.cross else 2) * reduce * (self._tensor_exposed if self.overlaps_tensor(shape.sp) else 1.0)
         cp_forward, cp_backward = self._ring(layer, shape)
         expert = self._experts(layer, shape, border)
         return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
