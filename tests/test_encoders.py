@@ -125,7 +125,7 @@ def test_each_layer_exchanges_its_own_sequence_and_once_more_for_cross_attention
     costs = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
     blocks = {layer.type for layer in build_graph(run.model).layers if layer.type.kind is LayerKind.BLOCK}
     seconds = {
-        block.encoder: costs.layer_cost(block, Strategy(tp=2, dp=4), samples=64, pp=1, num_microbatches=1).forward_s[
+        block.encoder: costs.layer_cost(block, Strategy(tp=2, dp=4), samples=4096, pp=1, num_microbatches=1).forward_s[
             TP_COMM
         ]
         for block in blocks
