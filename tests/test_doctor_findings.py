@@ -193,3 +193,15 @@ def test_the_number_of_microbatches_named_cuts_the_bubble(batch: int) -> None:
     assert enough.breakdown.bubble <= 0.10 + 1e-3
     assert short.breakdown.bubble > 0.10 - 1e-3
     assert f"{needed} would cut it" in getattr(advice("large_bubble", sick.setup), "sentence", "")
+
+
+def test_reducing_to_one_rank_sends_half_of_reducing_for_all() -> None:
+    section = {"stage": 1, "overlap_comm": False}
+    usual, narrow = (
+        predict(ds(zero_optimization=section | more).run()).step_time_s
+        for more in ({}, {"use_multi_rank_bucket_allreduce": False})
+    )
+    both = predict(
+        ds(zero_optimization=section | {"use_multi_rank_bucket_allreduce": False, "reduce_scatter": False}).run()
+    )
+    assert narrow < usual == both.step_time_s

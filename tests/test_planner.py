@@ -210,9 +210,25 @@ def test_what_does_not_fit_says_so() -> None:
     assert "GiB are usable" in caught.value.why
 
 
+def notes(**changes: object) -> set[str]:
+    """What an answer supposes."""
+    asked = request(**changes)
+    found = assumptions(asked, build(asked)[1].costs)
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
 def test_assumptions_grow_with_what_is_asked() -> None:
-    plain = assumptions(request())
-    assert len(set(plain)) == len(plain) >= 3
-    assert set(plain) < set(assumptions(request(target=Target.ANY)))
+    plain = notes()
+    assert len(plain) >= 3
+    assert plain < notes(target=Target.ANY)
     experts = replace(tiny_model(4), moe=Moe(num_experts=4, top_k=2, expert_ffn_size=512))
-    assert set(plain) < set(assumptions(request(model=experts)))
+    assert len(notes(model=experts) - plain) == 2  # experts are balanced, and have a band of their own
+
+
+def test_an_answer_says_how_far_measured_runs_were_from_their_predictions() -> None:
+    asked = request(cluster=read_cluster("1x4:a100-80gb"))
+    band = build(asked)[1].costs.time_band()
+    assert any(f"4 of 5 took within {band:.0%} of" in note for note in notes(cluster=asked.cluster))
+    under_deepspeed = replace(asked, target=Target.DEEPSPEED)
+    assert build(under_deepspeed)[1].costs.time_band() > band  # few of whose runs are published

@@ -218,7 +218,7 @@ def attempt(
         notify=notify,
     )
     result = search(space, pricer, options) if jobs == 1 else search_with(space, pricer, options, jobs)
-    inputs, notes, limit = request.describe(), assumptions(request), request.memory_limit_bytes
+    inputs, notes, limit = request.describe(), assumptions(request, pricer.costs), request.memory_limit_bytes
     plans = [
         assemble(
             candidate,
@@ -374,10 +374,11 @@ def infeasible(request: Request, space: Space, pricer: Pricer) -> InfeasibleErro
     )
 
 
-def assumptions(request: Request) -> tuple[str, ...]:
+def assumptions(request: Request, costs: CostModel) -> tuple[str, ...]:
     """What the answer supposes and leaves out, one sentence each."""
     notes = [
         "Times come from an analytic cost model; nothing was measured on this cluster.",
+        f"Of measured runs like this, 4 of 5 took within {costs.time_band():.0%} of their predicted times.",
         "The step time shown is simulated event by event.",
         "Data loading, checkpointing, evaluation and stragglers are left out.",
     ]

@@ -363,7 +363,8 @@ class CostModel:
 
     def time_band(self) -> float:
         """Half-width of the 80% band of a step time, as a fraction."""
-        return self.efficiency.expert_band if self.model.moe is not None else self.efficiency.band
+        generation = self.efficiency.expert_band if self.model.moe is not None else self.efficiency.band
+        return max(generation, self.runtime.band)
 
     def memory_band(self) -> float:
         """Half-width of the 80% band of peak memory, as a fraction."""

@@ -85,11 +85,17 @@ class DeepSpeedSetup:
     @property
     def overlaps(self) -> bool:
         """Whether gradients are reduced behind the backward pass: asked for, or the default of ZeRO 3. Without ZeRO and
-        in a pipeline the key means nothing, and the engine is priced as the search does."""
+        in a pipeline the key means nothing, because the engine never does."""
         given = self.zero_section.get("overlap_comm")
         if self.pp > 1 or self.zero == 0:
             return True
         return bool(given) if given is not None else self.zero == 3
+
+    @property
+    def _scatters(self) -> bool:
+        """Whether ZeRO 1 and 2 send a gradient only to the rank that keeps it, instead of reducing it for all."""
+        section = self.zero_section
+        return section.get("use_multi_rank_bucket_allreduce") is False and section.get("reduce_scatter") is not False
 
     @property
     def offloads(self) -> tuple[str, ...]:
@@ -146,7 +152,11 @@ class DeepSpeedSetup:
         job = self.job
         if "offload_optimizer" in self.offloads:
             job = replace(job, optimizer_state_bytes=0, precision=replace(job.precision, master_weights=False))
-        capabilities = replace(CAPABILITIES[Target.DEEPSPEED], overlap_gradient_reduce=self.overlaps)
+        capabilities = replace(
+            CAPABILITIES[Target.DEEPSPEED],
+            overlap_gradient_reduce=self.overlaps,
+            scatters_gradients=self._scatters,
+        )
         return Run(
             id=self.name,
             model=self.model,

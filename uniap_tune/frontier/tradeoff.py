@@ -181,7 +181,7 @@ class _MemoryJob:
             bound_s=found.bound_s,
             status=str(Status.OPTIMAL),
             inputs=request.describe(),
-            assumptions=assumptions(request),
+            assumptions=assumptions(request, costs),
         )
         return Point(request=request, plan=plan)
 
