@@ -53,7 +53,7 @@ def run(model: dict[str, object], path: Path) -> None:
             if step == 1 and micro_batch == 0:
                 say("HELD", path.name, [held()])
             engine.step()
-    say("SENT", path.name, [round(traffic.bytes)])
+    say("SENT", path.name, [round(traffic.collective)])
     engine.destroy()
 
 

@@ -3,8 +3,8 @@
 A case is a folder with a rendered ``mcore_config.py`` and ``case.json`` (vocabulary, sequence length, micro-batches,
 steps, data- and expert-parallel degree). Megatron's own schedules, process groups, gradient buffers and optimizers do
 the work, over gloo. The last stage prints ``LOSSES name [...]``: means over the global batch, which is the same in
-every case, as are the weights. ``STAGE name rank [...]`` says which layers a rank holds, ``SENT name stage bytes`` what
-one sends over its link in a step, but for sends to other stages and to experts.
+every case, as are the weights. ``STAGE name rank [...]`` says which layers a rank holds, ``SENT name stage collective
+single`` the bytes that one sends in a step: over its link in collectives, but for experts' tokens, and to other stages.
 
 What is stood in for: devices (all is on the CPU), the generators of dropout (there is none), and the names of tensor
 types that the optimizer looks at.
@@ -114,12 +114,12 @@ def build(config: Any, ddp: Any, case: dict[str, Any]) -> list[Any]:
             vocab_size=case["vocabulary"],
             max_sequence_length=case["seq_length"],
             position_embedding_type="rope",
-            share_embeddings_and_output_weights=False,
+            share_embeddings_and_output_weights=case["tied"],
             pre_process=parallel_state.is_pipeline_first_stage(**place),
             post_process=parallel_state.is_pipeline_last_stage(**place),
             vp_stage=virtual,
         )
-        fill(model, config)
+        fill(model, config, tied=case["tied"])
         chunks.append(DistributedDataParallel(config, ddp, model, disable_bucketing=number > 0))
     for chunk in chunks:
         chunk.broadcast_params()
@@ -134,13 +134,14 @@ def layer_spec(config: Any, virtual: int | None) -> Any:
     return get_gpt_layer_local_spec(normalization=config.normalization)
 
 
-def fill(model: Any, config: Any) -> None:
-    """Weights that depend on nothing but the parameter's name in the whole model."""
+def fill(model: Any, config: Any, *, tied: bool) -> None:
+    """Weights that depend on nothing but the parameter's name in the whole model; both copies of a tied embedding have
+    one name."""
     layers = {f"decoder.layers.{i}.": layer.layer_number - 1 for i, layer in enumerate(model.decoder.layers)}
     first_expert = parallel_state.get_expert_model_parallel_rank() * (config.num_moe_experts or 0)
     first_expert //= config.expert_model_parallel_size
     for local, parameter in model.named_parameters():
-        name = local
+        name = "embedding.word_embeddings.weight" if tied and local == "output_layer.weight" else local
         for prefix, number in layers.items():
             if local.startswith(prefix):
                 name = f"layer {number} {local.removeprefix(prefix)}"
@@ -228,7 +229,8 @@ def train(folder: Path) -> None:
         if not succeeded:
             raise RuntimeError("the optimizer refused the step")
         losses.append(sum(float(result["loss"]) for result in results) / case["microbatches"])
-    say(f"SENT {folder.name} {parallel_state.get_pipeline_model_parallel_rank()} {traffic.bytes:.0f}")
+    sent = f"{traffic.collective:.0f} {traffic.single:.0f}"
+    say(f"SENT {folder.name} {parallel_state.get_pipeline_model_parallel_rank()} {sent}")
     if parallel_state.is_pipeline_last_stage():
         mean = torch.tensor(losses)
         torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())

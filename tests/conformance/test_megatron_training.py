@@ -57,11 +57,12 @@ class Case:
     virtual_stages: int = 1
     full: list[int] | None = None
     experts: bool = False
+    tied: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
         """The model."""
-        return LLAMA | MIXTRAL if self.experts else LLAMA
+        return LLAMA | (MIXTRAL if self.experts else {}) | {"tie_word_embeddings": self.tied}
 
     @property
     def pp(self) -> int:
@@ -74,6 +75,7 @@ CASES = [
     Case("uneven", [4, 2], Strategy(dp=2, zero=1)),
     Case("layout", [1, 2, 3, 0], Strategy()),
     Case("both", [2, 4], Strategy(tp=2)),
+    Case("tied", [3, 3], Strategy(dp=2, zero=1), tied=True),
     Case("virtual", [2, 2, 2, 0], Strategy(dp=2, zero=1), virtual_stages=2),
     Case("virtual-even", [1] * 6, Strategy(dp=2), virtual_stages=3),
     Case("virtual-tensor", [1, 2, 1, 2], Strategy(tp=2), virtual_stages=2),
@@ -97,7 +99,7 @@ def write_case(folder: Path, case: Case) -> None:
     (folder / "mcore_config.py").write_text(files["mcore_config.py"], encoding="utf-8")
     rest: dict[str, Any] = {
         "vocabulary": model.vocab_size, "seq_length": LENGTH, "steps": STEPS,
-        "microbatches": microbatches, "dp": case.strategy.dp,
+        "microbatches": microbatches, "dp": case.strategy.dp, "tied": case.tied,
     }  # fmt: skip
     (folder / "case.json").write_text(json.dumps(rest), encoding="utf-8")
 
@@ -130,12 +132,18 @@ def losses(text: str) -> dict[str, list[float]]:
     return {name: json.loads(values) for name, values in re.findall(r"^LOSSES (\S+) (\[.*\])$", text, re.M)}
 
 
+REFERENCES = [
+    Case("dense", [6], Strategy()),
+    Case("moe", [6], Strategy(), experts=True),
+    Case("dense-tied", [6], Strategy(), tied=True),
+]
+
+
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[float]]:
-    """The losses of one process, without and with experts."""
-    cases = [Case("dense", [6], Strategy()), Case("moe", [6], Strategy(), experts=True)]
-    found = losses(train(tmp_path_factory.mktemp("one"), 1, cases))
-    return {False: found["dense"], True: found["moe"]}
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, bool], list[float]]:
+    """The losses of one process, with experts and with tied embeddings or without."""
+    found = losses(train(tmp_path_factory.mktemp("one"), 1, REFERENCES))
+    return {(case.experts, case.tied): found[case.name] for case in REFERENCES}
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +153,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_losses_are_those_of_one_process(case: Case, output: str, reference: dict[bool, list[float]]) -> None:
+def test_losses_are_those_of_one_process(
+    case: Case, output: str, reference: dict[tuple[bool, bool], list[float]]
+) -> None:
     found = losses(output)[case.name]
     assert len(found) == STEPS
-    assert found == pytest.approx(reference[case.experts], rel=1e-5)
+    assert found == pytest.approx(reference[case.experts, case.tied], rel=1e-5)
     assert found[1] < found[0]
 
 
@@ -172,12 +182,17 @@ def test_ranks_send_what_we_count(case: Case, output: str) -> None:
     costs = counting_costs(model, job, Target.MEGATRON, 4)
     layers = [layer.type for layer in build_graph(model).layers]
     embedding, blocks, head = layers[0], layers[1:-1], layers[-1]
-    sent = re.findall(rf"^SENT {case.name} (\d+) (\d+)$", output, re.M)
+    sent = re.findall(rf"^SENT {case.name} (\d+) (\d+) (\d+)$", output, re.M)
     assert len(sent) == 4
-    for stage, found in ((int(stage), int(found)) for stage, found in sent):
+    microbatches = BATCH // case.strategy.dp
+    layout = case.strategy.layout
+    border = costs.send_seconds(layout, layout, microbatch=case.strategy.dp, pp=2) / 2  # one way, at a byte a second
+    for stage, collective, single in (tuple(map(int, words)) for words in sent):
         held = blocks[: sum(case.blocks[stage :: case.pp])]
         held += [embedding] * (stage == 0) + [head] * (stage == case.pp - 1)
-        microbatches = BATCH // case.strategy.dp
         ours = sum(link_bytes(costs, layer, case.strategy, microbatches, pp=case.pp) for layer in held)
         # beside it reductions of a number or a token each: losses, norms, parts of the cross-entropy, routing
-        assert found == pytest.approx(ours, rel=0.02, abs=2000), stage
+        assert collective == pytest.approx(ours, rel=0.02, abs=2000), stage
+        # every chunk sends its output on and its gradient back, but for the ends of the model
+        sends = 2 * case.virtual_stages - (stage == 0) - (stage == case.pp - 1)
+        assert single == pytest.approx(sends * microbatches * border), stage

@@ -29,6 +29,7 @@ class Network:
     def __init__(self, cluster: Cluster, efficiency: Efficiency) -> None:
         self._node = cluster.devices_per_node
         self._domain = min(cluster.fast_domain, cluster.num_devices)
+        self._domains = -(-cluster.num_devices // self._domain)
         self._intra_bandwidth = cluster.intra.bandwidth * efficiency.link
         self._mesh = cluster.intra.mesh
         self._intra_latency = cluster.intra.latency_s + efficiency.collective_latency_s
@@ -98,9 +99,9 @@ class Network:
         return latency + max(inside, outside)
 
     def send(self, size: float, stride: int) -> float:
-        """Seconds to send ``size`` bytes to the rank ``stride`` ranks away, averaged over the pairs of a domain.
+        """Seconds to send ``size`` bytes to the rank ``stride`` ranks away, averaged over the stages of a pipeline.
 
-        With k = domain / stride neighbours inside a domain, one of k sends crosses to the next domain.
+        With k = domain / stride stages in each of d domains, d - 1 of the d * k - 1 sends cross to the next domain.
         """
         if size <= 0:
             return 0.0
@@ -108,7 +109,8 @@ class Network:
         outside = self._inter_latency + size / self._inter_share
         if stride >= self._domain:
             return outside
-        crossing = stride / self._domain
+        stages = self._domains * self._domain / stride
+        crossing = (self._domains - 1) / (stages - 1) if stages > 1 else 0.0
         return inside * (1 - crossing) + outside * crossing
 
     @property

@@ -184,7 +184,7 @@ class CostModel:
         return LayerCost(
             forward_s=forward_s,
             backward_s=backward_s,
-            step_s=self._step(parameters, strategy, pp, sum(forward_s.values()), sum(backward_s.values())),
+            step_s=self._step(layer, parameters, strategy, pp, sum(forward_s.values()), sum(backward_s.values())),
             static_bytes={
                 PARAMETERS: states.parameters,
                 GRADIENTS: states.gradients,
@@ -289,8 +289,24 @@ class CostModel:
         hidden = efficiency.dp_overlap * compute
         return max(0.0, communication - hidden) + efficiency.dp_exposed * min(communication, hidden)
 
+    def _tied_reduction(self, layer: LayerType, strategy: Strategy, pp: int) -> float:
+        """Seconds to add up the gradients of a tied embedding on the first and the last stage, each of which has a copy
+        (megatron/core/distributed/finalize_model_grads.py, deepspeed/runtime/pipe/engine.py)."""
+        if pp == 1 or not self._tied_embedding or layer.kind is LayerKind.BLOCK:
+            return 0.0
+        rows = self.runtime.vocab_rows(self.model.vocab_size, strategy.tp) / strategy.tp
+        apart = self.cluster.num_devices - strategy.num_devices
+        pair = Group(2, 1 if self.cluster.num_devices <= self._network.domain else apart)
+        return self._network.all_reduce(self._memory.gradient_bytes * rows * self.model.hidden_size, pair)
+
     def _step(
-        self, parameters: Parameters, strategy: Strategy, pp: int, forward: float, backward: float
+        self,
+        layer: LayerType,
+        parameters: Parameters,
+        strategy: Strategy,
+        pp: int,
+        forward: float,
+        backward: float,
     ) -> dict[str, float]:
         """Seconds once a step: gradient reduction, parameter gather, optimizer."""
         seconds: dict[str, float] = {}
@@ -301,6 +317,8 @@ class CostModel:
             if self.capabilities.overlap_param_gather:
                 gather = self._exposed(gather, forward)
             seconds[DP_COMM] = reduction + gather
+        if tied := self._tied_reduction(layer, strategy, pp):
+            seconds[DP_COMM] = seconds.get(DP_COMM, 0.0) + tied
         updated = parameters.total
         if strategy.zero >= 1:
             replicas = max(1, strategy.num_devices // (strategy.ep * strategy.etp))
@@ -338,15 +356,18 @@ class CostModel:
     def send_seconds(self, source: Layout, target: Layout, *, microbatch: int, pp: int) -> float:
         """Seconds to send activations to the next stage and their gradients back.
 
-        Each device sends its shard of the border tensor to the device W / pp ranks away (Megatron sends 1/tp of it
-        and gathers it over tp at the other end, arXiv 2104.04473 section 4.1); other layouts re-shard there.
+        Each device sends the border tensor, or its part of it with sequence parallelism, to the device W / pp ranks
+        away (Megatron-LM before 2023 sends 1/tp of it in any case and gathers it over tp at the other end, arXiv
+        2104.04473 section 4.1); other layouts re-shard there.
         """
         if pp == 1:
             return 0.0
         stride = max(1, self.cluster.num_devices // pp)
         whole = self._width * microbatch * self.job.seq_length * self.model.hidden_size / (source.dp * source.cp)
-        seconds = self._network.send(whole / source.tp, stride)
-        if not source.sequence_parallel:
+        scatters = self.runtime.scatters_borders and not source.sequence_parallel
+        parts = source.tp if source.sequence_parallel or scatters else 1
+        seconds = self._network.send(whole / parts, stride)
+        if scatters:
             seconds += self._network.all_gather(whole, Group(source.tp, 1))
         return 2 * seconds + self.reshard_seconds(source, target, microbatch=microbatch)
 

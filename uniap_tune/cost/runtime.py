@@ -108,6 +108,8 @@ class Runtime:
             again soon (half of DeepSpeed's ``stage3_max_reuse_distance``, there and back).
         fetch_launches: launches that it takes the CPU to fetch and release the parameters of one module under ZeRO-3,
             which DeepSpeed's hooks do for every module of the model, each way.
+        scatters_borders: tensor-parallel ranks without sequence parallelism each send a part of what the next stage
+            needs and gathers (Megatron-LM before 2023); since then each sends all of it.
         band: least half-width of the 80% error band of a step time, whatever the GPU, as a fraction: how far runs of
             this software are from their predictions.
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
@@ -145,6 +147,7 @@ class Runtime:
     gradient_bucket: int = 0
     reused_parameters: int = 0
     fetch_launches: float = 0.0
+    scatters_borders: bool = False
     band: float = 0.0
 
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
@@ -192,6 +195,7 @@ MEGATRON_2021 = Runtime(
     launch_s=_MEGATRON_2021_LAUNCH,
     softmax_length=_MEGATRON_2021_SOFTMAX,
     gradient_fusion=False,
+    scatters_borders=True,
     loss=Loss(held=6.0, moved=118.0),
     kernel_s=1.17e-5,
 )
