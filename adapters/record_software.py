@@ -12,9 +12,8 @@ from uniap_tune.cost.runtime import (
     MEGATRON_DEEPSPEED_2023,
     NEMO_2024,
     PYTORCH_FSDP,
-    TRANSFORMERS,
     Runtime,
-    gradient_bucket,
+    transformers_runtime,
 )
 from uniap_tune.spec import DType, Model
 from uniap_tune.strategy import CAPABILITIES, Capabilities, Target
@@ -92,7 +91,7 @@ def read_capabilities(record: Fields, software: Software) -> Capabilities:
 def read_runtime(record: Fields, software: Software, model: Model) -> Runtime:
     """How that software executes a step of a model, with what the record's ``settings`` say of it."""
     if software.engine is Engine.TRANSFORMERS:
-        return replace(TRANSFORMERS, eager=not software.compiled, gradient_bucket=gradient_bucket(model))
+        return replace(transformers_runtime(model), eager=not software.compiled)
     if software.engine is Engine.PYTORCH:
         return replace(PYTORCH_FSDP, eager=not software.compiled)
     if software.old:

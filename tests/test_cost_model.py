@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniap_tune.cost.model import CostModel
-from uniap_tune.cost.parts import COMPUTE, DP_COMM, ZERO_COMM
+from uniap_tune.cost.parts import COMPUTE, DP_COMM, PARAMETERS, TP_COMM, ZERO_COMM
 from uniap_tune.cost.runtime import Runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
 from uniap_tune.spec import Cluster, Device, DType, Job, Link, Model, Moe, Precision, Recompute
@@ -383,3 +383,26 @@ def test_zero_3_keeps_the_cpu_busy_and_small_models_gathered():
     ).layer_cost(BLOCK, Strategy(dp=8, zero=3), samples=1, pp=1, num_microbatches=4)
     assert kept.backward_s[ZERO_COMM] < again.backward_s[ZERO_COMM]
     assert kept.forward_s[ZERO_COMM] == again.forward_s[ZERO_COMM]
+
+
+def test_automatic_tensor_parallelism_reduces_more_and_splits_less():
+    """Five linear layers of a Llama block are cut along their outputs; logits are gathered, the embedding is whole."""
+    model = replace(MODEL, family="llama", tied_embeddings=False)
+    engine, megatron = (
+        CostModel(model, make_cluster(1), JOB, CAPABILITIES[target]) for target in (Target.DEEPSPEED, Target.MEGATRON)
+    )
+
+    def cost(costs: CostModel, layer: LayerType):
+        return costs.layer_cost(layer, Strategy(tp=4, dp=2), samples=1, pp=1, num_microbatches=8)
+
+    block = cost(engine, BLOCK)
+    assert block.backward_s[TP_COMM] / block.forward_s[TP_COMM] == pytest.approx(5 / 2)
+    # 32,000 is padded to 32,256 for Megatron's four ranks
+    word, padded = 32000 * 4096, 32256 * 4096
+    assert cost(engine, EMBEDDING).static_bytes[PARAMETERS] == 2 * word
+    assert cost(megatron, EMBEDDING).static_bytes[PARAMETERS] == 2 * padded / 4
+    assert cost(engine, HEAD).static_bytes[PARAMETERS] == pytest.approx(2 * word / 4, rel=0.001)
+    logits = JOB.seq_length * 32000
+    assert cost(engine, HEAD).transient_bytes > 14 * logits > 2 * cost(megatron, HEAD).transient_bytes
+    assert TP_COMM not in cost(engine, EMBEDDING).forward_s
+    assert cost(engine, HEAD).forward_s[TP_COMM] > cost(megatron, EMBEDDING).forward_s[TP_COMM]

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "data", "schedule", "deadline", "templates", "prose"),
     ("megatron",),
     ("spec", "files"),
-    ("hardware", "graph", "strategy"),
+    ("hardware", "graph", "strategy", "autotp"),
     ("weights", "targets", "space"),
     ("legality",),
     ("cost",),

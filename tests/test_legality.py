@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,20 @@ def test_the_rule_is_named(fix: str, target: Target, reason: str) -> None:
     found = conflict(space(Knobs(fix=dict(item.split("=") for item in fix.split())), replace(TINY, target=target)))
     assert found is not None
     assert any(reason in text for text in found.reasons), found.reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"family": "phi3"}, "DeepSpeed's AutoTP does not cut models of the family phi3"),
+        ({"num_kv_heads": 1}, "AutoTP cuts attention by the 1 key-value heads, which tp 2 does not divide"),
+    ],
+)
+def test_what_deepspeed_cannot_cut_is_named(changes: dict[str, Any], reason: str) -> None:
+    request = replace(TINY, target=Target.DEEPSPEED, model=replace(TINY.model, **changes))
+    found = conflict(space(Knobs(fix={"tp": "2"}), request))
+    assert found is not None
+    assert reason in found.reasons
 
 
 def test_every_recompute_mode_forbidden() -> None:

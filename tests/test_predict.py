@@ -10,6 +10,7 @@ import pytest
 
 from tests.records import LLAMA, MEASURED, NOT_MEASURED, megatron_record, record
 from uniap_tune.adapters.records import RecordLine, evaluate, read_lines, read_run
+from uniap_tune.autotp import Vocabulary
 from uniap_tune.cost.efficiency import load_efficiency
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import (
@@ -178,7 +179,9 @@ def test_bands_widen_with_assumptions():
     assert assumed.step_time_s == known.step_time_s
 
 
-UNDER_DEEPSPEED = replace(TRANSFORMERS, gradient_bucket=50_000_000)  # of a hidden size of 4,096
+UNDER_DEEPSPEED = replace(  # of a gated model of hidden size 4,096 whose embedding is not tied
+    TRANSFORMERS, gradient_bucket=50_000_000, column_layers=5, vocabulary=Vocabulary.GATHERED
+)
 
 
 @pytest.mark.parametrize(

@@ -303,3 +303,17 @@ def test_experts_are_split_only_as_megatron_trains_them(bias: bool, length: int,
     found = legal.strategies(1)
     assert {s.etp for s in found} == grids
     assert all(s.tp == 1 or s.sequence_parallel for s in found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "falcon", "bloom"])
+def test_deepspeed_cuts_only_the_families_that_its_tensor_parallelism_knows(family: str) -> None:
+    legal = space(Target.DEEPSPEED)
+    refused = replace(legal, model=replace(legal.model, family=family))
+    assert {s.tp for s in legal.strategies(1)} > {1} == {s.tp for s in refused.strategies(1)}
+    assert {s.tp for s in replace(refused, capabilities=CAPABILITIES[Target.MEGATRON]).strategies(1)} > {1}
+
+
+def test_deepspeed_cuts_attention_by_whole_key_value_heads() -> None:
+    legal = space(Target.DEEPSPEED)
+    grouped = replace(legal.model, num_kv_heads=2)
+    assert {s.tp for s in replace(legal, model=grouped).strategies(1)} == {1, 2}

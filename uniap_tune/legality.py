@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
+from uniap_tune.autotp import tensor_refusal
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Recompute
+from uniap_tune.strategy import Target
 
 _GRID = ("tp", "cp", "dp", "pp")
 
@@ -135,6 +137,8 @@ def _heads(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
         yield f"tp {tp} does not divide the feed-forward width {model.ffn_size} of {model.name}"
     if model.num_kv_heads % tp and tp % model.num_kv_heads:
         yield f"tp {tp} and the {model.num_kv_heads} key-value heads of {model.name}: neither divides the other"
+    elif space.capabilities.target is Target.DEEPSPEED and (reason := tensor_refusal(model, tp)):
+        yield reason
 
 
 def _context(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:

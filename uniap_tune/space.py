@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
 
+from uniap_tune.autotp import tensor_refusal
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType
 from uniap_tune.spec import Cluster, Job, Model, Recompute
-from uniap_tune.strategy import Capabilities, Strategy
+from uniap_tune.strategy import Capabilities, Strategy, Target
 
 KNOBS = ("pp", "vpp", "tp", "cp", "dp", "ep", "etp", "zero", "recompute", "mbs", "microbatches")
 
@@ -234,6 +235,8 @@ class Space:
         if tp == 1:
             return True
         if pp > 1 and not self.capabilities.tensor_with_pipeline:
+            return False
+        if self.capabilities.target is Target.DEEPSPEED and tensor_refusal(model, tp):
             return False
         asked = "tp" in self.knobs.fix or "tp" in self.knobs.maximum
         if tp > self.cluster.fast_domain and not asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniap_tune.autotp import Vocabulary
 from uniap_tune.cost.comm import Group, Network
 from uniap_tune.cost.compute import ComputeModel
 from uniap_tune.cost.efficiency import Efficiency
@@ -42,8 +43,7 @@ class ExchangeModel:
         runtime: Runtime,
     ) -> None:
         self._model = model
-        self._overlap_experts = runtime.overlap_experts
-        self._overlap_tensor = runtime.overlap_tensor
+        self._runtime = runtime
         self._tensor_exposed = efficiency.tp_exposed
         self._job = job
         self._network = network
@@ -60,28 +60,41 @@ class ExchangeModel:
         return found
 
     def _price(self, layer: LayerType, shape: Shape) -> Communication:
-        """Tensor parallelism: an all-reduce (with sequence parallelism its halves) each way for attention, for
-        cross-attention and for the MLP, arXiv 1909.08053 section 3, and only those may hide behind GEMMs; the embedding
-        and the head have one. Context parallelism: a ring of keys and values behind the attention core. Experts:
+        """Tensor parallelism: an all-reduce (with sequence parallelism its halves) for attention, for cross-attention
+        and for the MLP, arXiv 1909.08053 section 3, backward for each layer that is cut along its outputs, and only
+        those may hide behind GEMMs. Context parallelism: a ring of keys and values behind the attention core. Experts:
         dispatch and combine, each an all-to-all."""
         tokens = shape.samples * self._job.sequence(encoder=layer.encoder) / shape.cp
         border = self._width * tokens * self._model.hidden_size
         reduce = self._network.all_reduce(border, Group(shape.tp, 1))
-        if layer.kind is LayerKind.EMBEDDING:
-            half = reduce / 2
-            return Communication(half if shape.sp > 1 else reduce, half if shape.sp > 1 else 0.0, 0, 0, 0, 0)
-        if layer.kind is LayerKind.HEAD:
-            half = reduce / 2
-            return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
-        tensor = (3 if layer.cross else 2) * reduce * (self._tensor_exposed if self.overlaps_tensor(shape.sp) else 1.0)
+        if layer.kind is not LayerKind.BLOCK:
+            return self._ends(layer, shape, reduce, tokens)
+        reduce *= self._tensor_exposed if self.overlaps_tensor(shape.sp) else 1.0
+        cross = 1 if layer.cross else 0
+        forward, backward = (2 + cross) * reduce, (self._runtime.column_layers + cross) * reduce
         cp_forward, cp_backward = self._ring(layer, shape)
         expert = self._experts(layer, shape, border)
-        return Communication(tensor, tensor, cp_forward, cp_backward, expert, expert)
+        return Communication(forward, backward, cp_forward, cp_backward, expert, expert)
+
+    def _ends(self, layer: LayerType, shape: Shape, reduce: float, tokens: float) -> Communication:
+        """One all-reduce for the embedding and for the head where they are split; a head whose loss is not split
+        gathers the logits. ``reduce``: seconds of an all-reduce of the hidden vectors."""
+        split, half = self._runtime.vocabulary is Vocabulary.SPLIT, reduce / 2
+        if layer.kind is LayerKind.EMBEDDING:
+            if not split:
+                return Communication(0, 0, 0, 0, 0, 0)
+            return Communication(half if shape.sp > 1 else reduce, half if shape.sp > 1 else 0.0, 0, 0, 0, 0)
+        if split:
+            return Communication(half if shape.sp > 1 else 0.0, reduce, 0, 0, 0, 0)
+        if self._runtime.vocabulary is Vocabulary.WHOLE:
+            return Communication(0, 0, 0, 0, 0, 0)
+        logits = self._width * tokens * self._model.vocab_size
+        return Communication(self._network.all_gather(logits, Group(shape.tp, 1)), reduce, 0, 0, 0, 0)
 
     def overlaps_tensor(self, sp: int) -> bool:
         """Whether GEMMs hide tensor-parallel communication over ``sp`` parts of a sequence: user buffers hold such
         parts, and reach the devices of a node."""
-        return self._overlap_tensor and 1 < sp <= self._network.node
+        return self._runtime.overlap_tensor and 1 < sp <= self._network.node
 
     def _experts(self, layer: LayerType, shape: Shape, border: float) -> float:
         """Exposed seconds each way of dispatching tokens to experts and combining them again. Where that overlaps, the
@@ -91,7 +104,7 @@ class ExchangeModel:
             return 0.0
         sent = border * shape.etp / shape.tp
         seconds = 2 * self._network.all_to_all(sent, moe.top_k, Group(shape.ep, shape.etp))
-        if not self._overlap_experts:
+        if not self._runtime.overlap_experts:
             return seconds
         compute = self._compute.layer(layer, shape)
         hidden = min(seconds, (compute.forward + compute.backward) / 2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uniap_tune.autotp import Vocabulary
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
 from uniap_tune.cost.allocator import uncut_activations, uncut_states
 from uniap_tune.cost.efficiency import Efficiency
@@ -98,14 +99,21 @@ class MemoryModel:
         key = (layer, tp, ep, etp, shares_embedding)
         found = self._parameters.get(key)
         if found is None:
-            padded = self._runtime.vocab_rows(self._model.vocab_size, tp)
-            total = rank_parameters(self._model, layer, tp, etp=etp, ep=ep, padded_vocab=padded)
+            cut = self._cut(layer, tp)
+            padded = self._runtime.vocab_rows(self._model.vocab_size, cut)
+            total = rank_parameters(self._model, layer, cut, etp=etp, ep=ep, padded_vocab=padded)
             if layer.kind is LayerKind.HEAD and shares_embedding:
-                total -= rank_shared_parameters(self._model, tp, padded_vocab=padded)
+                total -= rank_shared_parameters(self._model, cut, padded_vocab=padded)
             expert = rank_expert_parameters(self._model, layer, etp=etp, ep=ep)
             linear = rank_linear_parameters(self._model, layer, tp, etp=etp, ep=ep) if self._narrow_weight else 0
             found = self._parameters[key] = Parameters(total - expert, expert, linear)
         return found
+
+    def _cut(self, layer: LayerType, tp: int) -> int:
+        """Into how many parts the weights of a layer are cut."""
+        vocabulary = self._runtime.vocabulary
+        whole = layer.kind is LayerKind.EMBEDDING and vocabulary is not Vocabulary.SPLIT
+        return 1 if whole or (layer.kind is LayerKind.HEAD and vocabulary is Vocabulary.WHOLE) else tp
 
     def uncut_states(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, shares_embedding: bool) -> float:
         """What the allocator counts beyond the states of so many of each layer, in Megatron's mixed precision, where no
@@ -194,8 +202,9 @@ class MemoryModel:
         """Bytes of one hidden-width tensor at the output layer, and the number of logits."""
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
-        rows = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp) / strategy.tp
-        return self._width * tokens * self._model.hidden_size / sp, tokens * rows
+        rows = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp)
+        parts = strategy.tp if self._runtime.vocabulary is Vocabulary.SPLIT else 1
+        return self._width * tokens * self._model.hidden_size / sp, tokens * rows / parts
 
     def _head(self, strategy: Strategy, samples: int) -> Activations:
         """The final norm and the logits; a micro-batch's backward follows its forward at once on the last stage."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from uniap_tune.autotp import Vocabulary, column_layers, vocabulary
 from uniap_tune.spec import Cluster, Model
 from uniap_tune.strategy import Capabilities, Target
 
@@ -110,6 +111,9 @@ class Runtime:
             which DeepSpeed's hooks do for every module of the model, each way.
         scatters_borders: tensor-parallel ranks without sequence parallelism each send a part of what the next stage
             needs and gathers (Megatron-LM before 2023); since then each sends all of it.
+        column_layers: linear layers of a block whose input's gradient tensor parallelism reduces (Megatron: the first
+            of attention and of the MLP).
+        vocabulary: how tensor-parallel ranks share the embedding, the output layer and the loss.
         band: least half-width of the 80% error band of a step time, whatever the GPU, as a fraction: how far runs of
             this software are from their predictions.
         transformer_engine: layers are TransformerEngine's; else Megatron's local ones, whose unfused attention keeps
@@ -148,6 +152,8 @@ class Runtime:
     reused_parameters: int = 0
     fetch_launches: float = 0.0
     scatters_borders: bool = False
+    column_layers: int = 2
+    vocabulary: Vocabulary = Vocabulary.SPLIT
     band: float = 0.0
 
     def vocab_rows(self, vocabulary: int, tp: int) -> int:
@@ -165,8 +171,18 @@ _SWITCHED = 400e9
 def default_runtime(capabilities: Capabilities, model: Model, cluster: Cluster) -> Runtime:
     """What plans for a target are launched with: mostly what its current release does by default."""
     if capabilities.target is Target.DEEPSPEED:
-        return replace(TRANSFORMERS, gradient_bucket=gradient_bucket(model))
+        return transformers_runtime(model)
     return Runtime(overlap_tensor=overlaps_tensor(model, cluster))
+
+
+def transformers_runtime(model: Model) -> Runtime:
+    """How a model of ``transformers`` runs under DeepSpeed."""
+    return replace(
+        TRANSFORMERS,
+        gradient_bucket=gradient_bucket(model),
+        column_layers=column_layers(model),
+        vocabulary=vocabulary(model),
+    )
 
 
 # Elements of DeepSpeed's gradient buckets. Collectives below some 100 MB do not reach the bandwidth of the network

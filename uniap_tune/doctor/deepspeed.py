@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from uniap_tune.autotp import tensor_refusal
 from uniap_tune.cost.runtime import default_runtime
 from uniap_tune.deepspeed.check import Case as DeepSpeedCase
 from uniap_tune.deepspeed.check import broken_rule, tensor_size
@@ -115,7 +116,7 @@ class DeepSpeedSetup:
         parts = self.parts or ((0,) * self.pp + (self.model.num_layers + 2,) if self.pp > 1 else ())
         layers = self.model.num_layers + 2
         case = DeepSpeedCase(config=self.values, world_size=world, layers=layers, parts=parts)
-        reason = broken_rule(case)
+        reason = broken_rule(case) or tensor_refusal(self.model, self.tp)
         if reason:
             found.append(("deepspeed_rule", reason))
         if world % strategy:
