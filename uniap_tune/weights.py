@@ -2,7 +2,8 @@
 
 The list is the model's own, tensor by tensor, so that its sum equals the real parameter count exactly; the cut is
 Megatron-LM's (arXiv 1909.08053 section 3: column-parallel then row-parallel matrices), which DeepSpeed's AutoTP
-follows in blocks (:mod:`~uniap_tune.autotp` says where it does not). Everything here is pure arithmetic on :class:`~uniap_tune.spec.Model`.
+follows in blocks (:mod:`~uniap_tune.autotp` says where it does not). Everything here is pure arithmetic on
+:class:`~uniap_tune.spec.Model`.
 
 A head that is tied to the embedding, and a multi-token-prediction block that reads the embedding, list that matrix
 too, marked ``shared``: it is one parameter of the model, yet a second copy in memory where the head sits on
