@@ -99,24 +99,21 @@ def read_runtime(record: Fields, software: Software, model: Model) -> Runtime:
         # a planner that cuts between operators keeps what each of them hands on
         return replace(engine, keeps_scores=record.get("ops_per_stage") is not None)
     settings = mapping(record, "settings") or {}
-    runtime = Runtime(
+    return replace(
+        NEMO_2024 if software.engine is Engine.NEMO else _present(settings, recipes=software.recipes),
         cuda_graphs=_replays_steps(settings),
         overlap_experts=bool(flag(settings, "moe_a2a_overlap")),
         overlap_tensor=software.recipes and model.moe is None,
     )
-    if software.engine is Engine.NEMO:
-        return replace(
-            NEMO_2024,
-            cuda_graphs=runtime.cuda_graphs,
-            overlap_experts=runtime.overlap_experts,
-            overlap_tensor=runtime.overlap_tensor,
-        )
+
+
+def _present(settings: Fields, *, recipes: bool) -> Runtime:
+    """Megatron-LM of today, with TransformerEngine's loss; the recipes of Megatron-Bridge keep 8- and 4-bit parameters
+    alone (perf_recipes/_common.py, mixed_precision.py)."""
     modules = settings.get("offload_modules")
-    # perf_recipes/_common.py and mixed_precision.py of Megatron-Bridge: TransformerEngine's loss, FP8 parameters
-    return replace(
-        runtime,
+    return Runtime(
         loss=ENGINE_LOSS,
-        narrow_parameters=software.recipes,
+        narrow_parameters=recipes,
         offload_modules=frozenset(names(modules)) if isinstance(modules, list) else frozenset(),
     )
 
