@@ -124,10 +124,9 @@ def test_each_layer_exchanges_its_own_sequence_and_once_more_for_cross_attention
     run = read_run(record(model=sizes, encoder_seq_length=512, seq_length=128, sequence_parallel=False))
     costs = CostModel(run.model, run.cluster, run.job, run.capabilities, runtime=run.runtime)
     blocks = {layer.type for layer in build_graph(run.model).layers if layer.type.kind is LayerKind.BLOCK}
-    seconds = {
-        block.encoder: costs.layer_cost(block, Strategy(tp=2, dp=4), samples=4096, pp=1, num_microbatches=1).forward_s[
-            TP_COMM
-        ]
+    layers = {
+        block.encoder: costs.layer_cost(block, Strategy(tp=2, dp=4), samples=4096, pp=1, num_microbatches=1)
         for block in blocks
     }
+    seconds = {encoder: cost.forward_s[TP_COMM] for encoder, cost in layers.items()}
     assert seconds[True] / seconds[False] == pytest.approx(2 * 512 / (3 * 128), rel=0.05)

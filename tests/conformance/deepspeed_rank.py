@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from link_traffic import LinkTraffic
+from script_output import say
 
 traffic = LinkTraffic()
 
@@ -33,11 +34,6 @@ def held() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def say(what: str, name: str, numbers: list[int]) -> None:
-    if torch.distributed.get_rank() == 0:
-        os.write(1, f"\n{what} {name} {numbers}\n".encode())
-
-
 def run(model: dict[str, object], path: Path) -> None:
     """Two steps by one configuration."""
     torch.manual_seed(7)
@@ -50,10 +46,11 @@ def run(model: dict[str, object], path: Path) -> None:
             loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
             engine.backward(loss)
             del loss
-            if step == 1 and micro_batch == 0:
-                say("HELD", path.name, [held()])
+            if step == 1 and micro_batch == 0 and engine.global_rank == 0:
+                say(f"HELD {path.name} [{held()}]")
             engine.step()
-    say("SENT", path.name, [round(traffic.collective)])
+    if engine.global_rank == 0:
+        say(f"SENT {path.name} [{round(traffic.collective)}]")
     engine.destroy()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from link_traffic import LinkTraffic
+from script_output import say
 
 traffic = LinkTraffic()
 
@@ -32,11 +33,6 @@ CONFIG = {
 }
 
 
-def say(text: str) -> None:
-    if torch.distributed.get_rank() == 0:
-        os.write(1, f"\n{text}\n".encode())
-
-
 def run(path: Path) -> None:
     """One micro-batch, of several in a step, so that no gradients of replicas are reduced."""
     torch.manual_seed(7)
@@ -47,8 +43,9 @@ def run(path: Path) -> None:
     traffic.reset()
     loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
     engine.backward(loss)
-    say(f"SENT {path.name} [{round(traffic.collective)}]")
-    say(f"HELD {path.name} [{sum(parameter.numel() for parameter in engine.module.parameters())}]")
+    if engine.global_rank == 0:
+        say(f"SENT {path.name} [{round(traffic.collective)}]")
+        say(f"HELD {path.name} [{sum(parameter.numel() for parameter in engine.module.parameters())}]")
     engine.destroy()
 
 
@@ -58,7 +55,8 @@ if __name__ == "__main__":
         try:
             run(Path(name))
         except Exception as error:
-            say(f"FAILED {Path(name).name} {type(error).__name__}: {str(error)[:200]!r}")
+            if torch.distributed.get_rank() == 0:
+                say(f"FAILED {Path(name).name} {type(error).__name__}: {str(error)[:200]!r}")
         gc.collect()
     torch.distributed.barrier()
     os._exit(0)

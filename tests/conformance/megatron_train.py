@@ -25,6 +25,7 @@ from unittest.mock import MagicMock
 
 import torch
 from link_traffic import LinkTraffic
+from script_output import say
 from torch.overrides import TorchFunctionMode
 
 traffic = LinkTraffic()
@@ -238,11 +239,6 @@ def train(folder: Path) -> None:
             say(f"LOSSES {folder.name} {json.dumps((mean / case['dp']).tolist())}")
     torch.distributed.barrier()
     parallel_state.destroy_model_parallel()
-
-
-def say(text: str) -> None:
-    """A line of its own on stdout, whole, whatever other ranks write at the same time."""
-    os.write(1, f"\n{text}\n".encode())
 
 
 def main() -> None:

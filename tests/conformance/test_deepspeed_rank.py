@@ -35,37 +35,33 @@ LLAMA = {
 }
 BUCKET = 1_000_000
 RANKS = 2
-
-
 MICRO_BATCHES = 2
+MODEL = parse_config({"model_type": "llama", **LLAMA}, file="config.json", name="tiny")
+LAYERS = [layer.type for layer in build_graph(MODEL).layers]
+JOB = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8)
 
 
 def held(stage: int) -> float:
     """States of all layers and the buckets, which ZeRO-2 has only during a backward pass."""
-    model = parse_config({"model_type": "llama", **LLAMA}, file="config.json", name="tiny")
     cluster = read_cluster(f"1x{RANKS}:a100-80gb")
     engine = CAPABILITIES[Target.DEEPSPEED]
-    runtime = default_runtime(engine, model, cluster)
-    job, strategy = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8), Strategy(dp=RANKS, zero=stage)
+    runtime = default_runtime(engine, MODEL, cluster)
+    strategy = Strategy(dp=RANKS, zero=stage)
     with_buckets, without = (
-        CostModel(model, cluster, job, engine, runtime=replace(runtime, gradient_bucket=size)) for size in (BUCKET, 0)
+        CostModel(MODEL, cluster, JOB, engine, runtime=replace(runtime, gradient_bucket=size)) for size in (BUCKET, 0)
     )
     buckets = with_buckets.buffer_bytes(strategy, samples=1) - without.buffer_bytes(strategy, samples=1)
     buckets *= stage != 2
-    layers = [layer.type for layer in build_graph(model).layers]
     return buckets + sum(
         with_buckets.layer_cost(layer, strategy, samples=1, pp=1, num_microbatches=MICRO_BATCHES).static
-        for layer in layers
+        for layer in LAYERS
     )
 
 
 def sent_bytes(stage: int) -> float:
     """Bytes over a rank's link in a step."""
-    model = parse_config({"model_type": "llama", **LLAMA}, file="config.json", name="tiny")
-    job, strategy = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8), Strategy(dp=RANKS, zero=stage)
-    costs = counting_costs(model, job, Target.DEEPSPEED, RANKS)
-    layers = [layer.type for layer in build_graph(model).layers]
-    return sum(link_bytes(costs, layer, strategy, MICRO_BATCHES) for layer in layers)
+    costs = counting_costs(MODEL, JOB, Target.DEEPSPEED, RANKS)
+    return sum(link_bytes(costs, layer, Strategy(dp=RANKS, zero=stage), MICRO_BATCHES) for layer in LAYERS)
 
 
 def test_an_engine_holds_and_sends_what_we_count(tmp_path: Path) -> None:

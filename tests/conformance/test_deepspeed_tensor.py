@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.counting import counting_costs
+from tests.conformance.counting import counting_costs, link_bytes
 from tests.conformance.deepspeed_runs import deepspeed, free_port, numbers
 from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.autotp import tensor_refusal
-from uniap_tune.cost.parts import PARAMETERS, TP_COMM
+from uniap_tune.cost.parts import PARAMETERS
 from uniap_tune.graph import build_graph
 from uniap_tune.spec import Job, Model
 from uniap_tune.strategy import Strategy, Target
@@ -100,14 +100,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_ranks_send_and_hold_what_we_count(name: str, output: str) -> None:
     model, strategy = model_of(name), Strategy(tp=RANKS)
     costs = counting_costs(model, Job(global_batch=1, seq_length=8), Target.DEEPSPEED, RANKS)
-    layers = [
-        costs.layer_cost(layer.type, strategy, samples=1, pp=1, num_microbatches=1)
-        for layer in build_graph(model).layers
-    ]
-    sent = sum(cost.forward_s.get(TP_COMM, 0.0) + cost.backward_s.get(TP_COMM, 0.0) for cost in layers)
+    layers = [layer.type for layer in build_graph(model).layers]
+    sent = sum(link_bytes(costs, layer, strategy, 1) for layer in layers)
     # beside it a few numbers a token for a split loss, and gradients of the norms of heads
     assert numbers(output, "SENT")[f"{name}.json"][0] == pytest.approx(sent, rel=0.03)
-    held = sum(cost.static_bytes[PARAMETERS] for cost in layers) / 2
+    states = (costs.layer_cost(layer, strategy, samples=1, pp=1, num_microbatches=1) for layer in layers)
+    held = sum(cost.static_bytes[PARAMETERS] for cost in states) / 2
     assert numbers(output, "HELD")[f"{name}.json"][0] == pytest.approx(held, rel=0.01)
 
 

@@ -40,7 +40,7 @@ class Network:
 
     def local_ranks(self, group: Group) -> int:
         """How many ranks of a group share one domain."""
-        if group.size * group.stride <= self._domain:
+        if self._domains == 1 or group.size * group.stride <= self._domain:
             return group.size
         return max(1, min(group.size, self._domain // group.stride))
 

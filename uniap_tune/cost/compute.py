@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from uniap_tune.autotp import Vocabulary
 from uniap_tune.cost import eager
 from uniap_tune.cost.efficiency import Efficiency
 from uniap_tune.cost.operators import (
@@ -299,10 +298,8 @@ class ComputeModel:
         model = self._model
         tokens = shape.samples * self._job.seq_length / shape.cp
         rows = self._runtime.vocab_rows(model.vocab_size, shape.tp)
-        vocabulary = self._runtime.vocabulary
-        logits = tokens * rows / (shape.tp if vocabulary is Vocabulary.SPLIT else 1)
-        cut = 1 if vocabulary is Vocabulary.WHOLE else shape.tp
-        gemm = Gemm(tokens, rows / cut, model.hidden_size, quantized=False)
+        logits = tokens * rows / self._runtime.embedding_parts(shape.tp)
+        gemm = Gemm(tokens, rows / self._runtime.output_parts(shape.tp), model.hidden_size, quantized=False)
         loss = self._runtime.loss.moved * logits / self._bandwidth / 2
         norm = self._width * tokens * model.hidden_size / shape.sp / self._bandwidth
         forward = self._gemm(gemm.m, gemm.n, gemm.k, gemm) + loss + self._norm[0] * norm

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniap_tune.autotp import Vocabulary
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
 from uniap_tune.cost.allocator import uncut_activations, uncut_states
 from uniap_tune.cost.efficiency import Efficiency
@@ -111,9 +110,13 @@ class MemoryModel:
 
     def _cut(self, layer: LayerType, tp: int) -> int:
         """Into how many parts the weights of a layer are cut."""
-        vocabulary = self._runtime.vocabulary
-        whole = layer.kind is LayerKind.EMBEDDING and vocabulary is not Vocabulary.SPLIT
-        return 1 if whole or (layer.kind is LayerKind.HEAD and vocabulary is Vocabulary.WHOLE) else tp
+        match layer.kind:
+            case LayerKind.EMBEDDING:
+                return self._runtime.embedding_parts(tp)
+            case LayerKind.HEAD:
+                return self._runtime.output_parts(tp)
+            case LayerKind.BLOCK:
+                return tp
 
     def uncut_states(self, layers: Sequence[tuple[LayerType, Strategy, int]], *, shares_embedding: bool) -> float:
         """What the allocator counts beyond the states of so many of each layer, in Megatron's mixed precision, where no
@@ -203,8 +206,8 @@ class MemoryModel:
         tokens = samples * self._job.seq_length / strategy.cp
         sp = strategy.tp if strategy.sequence_parallel else 1
         rows = self._runtime.vocab_rows(self._model.vocab_size, strategy.tp)
-        parts = strategy.tp if self._runtime.vocabulary is Vocabulary.SPLIT else 1
-        return self._width * tokens * self._model.hidden_size / sp, tokens * rows / parts
+        logits = tokens * rows / self._runtime.embedding_parts(strategy.tp)
+        return self._width * tokens * self._model.hidden_size / sp, logits
 
     def _head(self, strategy: Strategy, samples: int) -> Activations:
         """The final norm and the logits; a micro-batch's backward follows its forward at once on the last stage."""

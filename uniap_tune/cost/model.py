@@ -295,8 +295,7 @@ class CostModel:
         if pp == 1 or not self._tied_embedding or layer.kind is LayerKind.BLOCK:
             return 0.0
         rows = self.runtime.vocab_rows(self.model.vocab_size, strategy.tp) / strategy.tp
-        apart = self.cluster.num_devices - strategy.num_devices
-        pair = Group(2, 1 if self.cluster.num_devices <= self._network.domain else apart)
+        pair = Group(2, self.cluster.num_devices - strategy.num_devices)
         return self._network.all_reduce(self._memory.gradient_bytes * rows * self.model.hidden_size, pair)
 
     def _step(

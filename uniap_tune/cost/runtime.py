@@ -161,6 +161,14 @@ class Runtime:
         step = self.vocab_multiple * tp if tp > 1 or self.pads_without_tp else 1
         return -(-vocabulary // step) * step
 
+    def embedding_parts(self, tp: int) -> int:
+        """Into how many parts ranks cut the embedding's weights, and with them the logits and the loss."""
+        return tp if self.vocabulary is Vocabulary.SPLIT else 1
+
+    def output_parts(self, tp: int) -> int:
+        """Into how many parts ranks cut the output layer's weights."""
+        return 1 if self.vocabulary is Vocabulary.WHOLE else tp
+
 
 # Generations whose NVSwitches multicast, which TransformerEngine's user buffers use.
 _MULTICAST = ("hopper", "blackwell")
@@ -228,9 +236,9 @@ _PYTORCH = Runtime(
     launch_s=_PYTORCH_LAUNCH,
 )
 
-# With FSDP: FlashAttention 1 too, a loss in fp32; checkpointing stops before the block's
-# last projection, whose output backward does not need. [Empirical], set by hand on the A100 tables of LLM Foundry
-# (mosaicml/llm-foundry, scripts/train/benchmarking/README.md).
+# With FSDP: FlashAttention 1 too, a loss in fp32; checkpointing stops before the block's last projection, whose output
+# backward does not need. [Empirical], set by hand on the A100 tables of LLM Foundry (mosaicml/llm-foundry,
+# scripts/train/benchmarking/README.md).
 PYTORCH_FSDP = replace(
     _PYTORCH,
     flash_share=0.6,
