@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("megatron",),
     ("spec", "files"),
     ("hardware", "graph", "strategy", "autotp"),
+    ("accumulation",),
     ("weights", "targets", "space"),
     ("legality",),
     ("cost",),

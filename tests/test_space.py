@@ -49,7 +49,9 @@ def test_every_strategy_fills_its_stage_and_shares_the_batch(target: Target, clu
         for s in family.blocks:
             assert s.tp * s.dp * s.cp * pp == devices
             assert (24 // c) % s.dp == 0
-            assert s.zero == 0 or s.dp * s.cp > 1
+            # DeepSpeed's bf16 pipelines hold gradients twice without ZeRO, even where nothing is replicated
+            lone = target is Target.DEEPSPEED and pp > 1 and s.zero == 1
+            assert s.zero == 0 or s.dp * s.cp > 1 or lone
             assert legal.model.num_heads % s.tp == 0
             assert s.tp <= legal.cluster.fast_domain
         assert len(set(family.blocks)) == len(family.blocks)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
+from uniap_tune.accumulation import accumulation_refusal, shards_alone
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Recompute
@@ -166,14 +167,22 @@ def _pipeline(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
 
 def _zero(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
     zero, pp, target = fixed.get("zero", 0), fixed.get("pp", 1), space.capabilities.target
-    grid = prod(fixed.get(knob, 1) for knob in ("tp", "pp"))
+    grid, devices = prod(fixed.get(knob, 1) for knob in ("tp", "pp")), space.cluster.num_devices
     if zero not in space.capabilities.zero:
         yield f"{target} has no ZeRO {zero}"
-    elif pp > 1 and zero not in space.capabilities.zero_with_pipeline:
+    elif zero not in _zeros(space, pp):
         most = max(space.capabilities.zero_with_pipeline)
         yield f"{target} shards no more than ZeRO {most} with a pipeline: ZeRO {zero} needs pp 1"
-    elif zero and grid == space.cluster.num_devices:
+    elif zero and grid == devices and not shards_alone(space.job, space.capabilities, zero=zero, pp=pp):
         yield f"ZeRO {zero} shards over replicas, and tp x pp = {grid} leaves one"
+    elif not any(space.knobs.allows("zero", other) for other in _zeros(space, pp) - {0}) and (
+        reason := accumulation_refusal(space.job, space.capabilities, 0)
+    ):
+        yield reason
+
+
+def _zeros(space: Space, pp: int) -> frozenset[int]:
+    return space.capabilities.zero_with_pipeline if pp > 1 else space.capabilities.zero
 
 
 def _experts(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
 
+from uniap_tune.accumulation import accumulation_refusal, shards_alone
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType
@@ -197,9 +198,15 @@ class Space:
                     continue
                 sequence_parallel = self.capabilities.sequence_parallel and tp > 1 and self._sequence_splits(tp * cp)
                 for zero, (ep, etp) in product(sorted(zeros), self._expert_grids(tp, cp * dp, sequence_parallel)):
-                    if (zero and dp * cp == 1) or not self.knobs.allows("zero", zero):
+                    if not self._zero_legal(zero, dp * cp, pp):
                         continue
                     yield Strategy(tp=tp, cp=cp, dp=dp, ep=ep, etp=etp, zero=zero, sequence_parallel=sequence_parallel)
+
+    def _zero_legal(self, zero: int, replicas: int, pp: int) -> bool:
+        """With one replica a ZeRO stage is left out where it would be ZeRO 0."""
+        if not self.knobs.allows("zero", zero) or accumulation_refusal(self.job, self.capabilities, zero):
+            return False
+        return not zero or replicas > 1 or shards_alone(self.job, self.capabilities, zero=zero, pp=pp)
 
     def _expert_grids(self, tp: int, replicas: int, sequence_parallel: bool) -> list[tuple[int, int]]:
         """(ep, etp): which ranks of a stage share a set of experts. Experts are whole, or split as the rest is.

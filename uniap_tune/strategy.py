@@ -103,6 +103,7 @@ class Capabilities:
         overlap_param_gather: ZeRO-1 and 2 gather parameters behind the next forward pass.
         scatters_gradients: ZeRO-1 and 2 reduce gradients by a reduce-scatter; else by an all-reduce, of which a rank
             keeps its part.
+        reduces_accumulated: gradients are reduced in the dtype they accumulate in; else in the compute dtype.
     """
 
     target: Target
@@ -122,6 +123,7 @@ class Capabilities:
     overlap_zero: frozenset[int] = frozenset({0, 1, 2, 3})
     overlap_param_gather: bool = True
     scatters_gradients: bool = True
+    reduces_accumulated: bool = True
 
 
 CAPABILITIES: dict[Target, Capabilities] = {
@@ -144,7 +146,8 @@ CAPABILITIES: dict[Target, Capabilities] = {
     # DeepSpeed 0.19.8: AutoTP with PipelineModule does not work (engine.py:957); pipelines need ZeRO <= 1
     # (pipe/engine.py:76); no sequence parallelism inside AutoTP. Without ZeRO and in a pipeline gradients are reduced
     # after the backward pass (engine.py:3095, 2664); ZeRO-1 and 2 all-reduce them, as use_multi_rank_bucket_allreduce
-    # says by default (zero/stage_1_and_2.py:1695), and gather parameters before the step ends (3155).
+    # says by default (zero/stage_1_and_2.py:1695), and gather parameters before the step ends (3155). All reductions
+    # are in the compute dtype, whatever gradients accumulate in (engine.py:1719).
     Target.DEEPSPEED: Capabilities(
         target=Target.DEEPSPEED,
         uniform=True,
@@ -160,6 +163,7 @@ CAPABILITIES: dict[Target, Capabilities] = {
         overlap_zero=frozenset({1, 2, 3}),
         overlap_param_gather=False,
         scatters_gradients=False,
+        reduces_accumulated=False,
     ),
     # The full space of the paper, a strategy for each layer.
     Target.ANY: Capabilities(

@@ -2,8 +2,7 @@
 
 ``deepspeed deepspeed_rank.py MODEL.json CONFIG.json ...``, each with two micro-batches a step. Of the second step
 rank 0 prints ``HELD name [bytes]``, all tensors that live after the first of its two backward passes, and ``SENT name
-[bytes]``, over its link. A thread of gloo at times keeps what it sent last until it sends again: what is held is the
-least of several looks, with a barrier before each.
+[bytes]``, over its link.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from held_tensors import held
 from link_traffic import LinkTraffic
 from script_output import say
 
@@ -25,16 +25,6 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 # gloo alone: DeepSpeed's shared memory on CPUs is compiled for minutes.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-LOOKS = 4
-
-
-def held() -> int:
-    """Bytes of the storages of all tensors, gradients too."""
-    torch.distributed.barrier()
-    gc.collect()
-    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
-    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def run(model: dict[str, object], path: Path) -> None:
@@ -50,7 +40,7 @@ def run(model: dict[str, object], path: Path) -> None:
             engine.backward(loss)
             del loss
             if step == 1 and micro_batch == 0:
-                least = min(held() for _ in range(LOOKS))
+                least = held()
             engine.step()
     if engine.global_rank == 0:
         say(f"HELD {path.name} [{least}]")

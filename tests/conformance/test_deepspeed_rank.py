@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.counting import counting_costs, link_bytes
 from tests.conformance.deepspeed_runs import deepspeed, free_port, numbers
+from uniap_tune.accumulation import accumulation_refusal
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import default_runtime
-from uniap_tune.graph import build_graph
-from uniap_tune.spec import Job
+from uniap_tune.graph import LayerKind, LayerType, build_graph
+from uniap_tune.spec import Job, Precision
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
+from uniap_tune.weights import layer_parameters
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,49 +44,112 @@ LAYERS = [layer.type for layer in build_graph(MODEL).layers]
 JOB = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8)
 
 
-def held(stage: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A ZeRO stage, and the bytes of an accumulated gradient."""
+
+    zero: int
+    gradient: int = 2
+
+    @property
+    def file(self) -> str:
+        return f"z{self.zero}-{self.gradient}.json"
+
+    @property
+    def job(self) -> Job:
+        return replace(JOB, precision=Precision(gradient_bytes=self.gradient))
+
+    def write(self, folder: Path, **zero: object) -> None:
+        """Its configuration."""
+        section = {"stage": self.zero, "contiguous_gradients": True, "reduce_bucket_size": BUCKET} | zero
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": MICRO_BATCHES,
+            "bf16": {"enabled": True},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+            "zero_optimization": section | ({"stage3_param_persistence_threshold": 0} if self.zero == 3 else {}),
+        }
+        if self.gradient == 4:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+        (folder / self.file).write_text(json.dumps(config), encoding="utf-8")
+
+
+CASES = [Case(0), Case(1), Case(2), Case(1, 4), Case(2, 4)]
+LAST_CASES = [Case(3), Case(3, 4)]  # each alone: what ZeRO-3 leaves behind would be counted
+STAGE_CASES = [Case(0), Case(1), Case(1, 4)]
+
+
+def held(case: Case) -> float:
     """States of all layers and the buckets, which ZeRO-2 has only during a backward pass."""
     cluster = read_cluster(f"1x{RANKS}:a100-80gb")
     engine = CAPABILITIES[Target.DEEPSPEED]
     runtime = default_runtime(engine, MODEL, cluster)
-    strategy = Strategy(dp=RANKS, zero=stage)
+    strategy = Strategy(dp=RANKS, zero=case.zero)
     with_buckets, without = (
-        CostModel(MODEL, cluster, JOB, engine, runtime=replace(runtime, gradient_bucket=size)) for size in (BUCKET, 0)
+        CostModel(MODEL, cluster, case.job, engine, runtime=replace(runtime, gradient_bucket=size))
+        for size in (BUCKET, 0)
     )
     buckets = with_buckets.buffer_bytes(strategy, samples=1) - without.buffer_bytes(strategy, samples=1)
-    buckets *= stage != 2
+    buckets *= case.zero != 2
     return buckets + sum(
         with_buckets.layer_cost(layer, strategy, samples=1, pp=1, num_microbatches=MICRO_BATCHES).static
         for layer in LAYERS
     )
 
 
-def sent_bytes(stage: int) -> float:
+def sent_bytes(case: Case, layers: Sequence[LayerType] = LAYERS, *, dp: int = RANKS, pp: int = 1) -> float:
     """Bytes over a rank's link in a step."""
-    costs = counting_costs(MODEL, JOB, Target.DEEPSPEED, RANKS)
-    return sum(link_bytes(costs, layer, Strategy(dp=RANKS, zero=stage), MICRO_BATCHES) for layer in LAYERS)
+    costs = counting_costs(MODEL, case.job, Target.DEEPSPEED, dp * pp)
+    strategy = Strategy(dp=dp, zero=case.zero)
+    return sum(link_bytes(costs, layer, strategy, MICRO_BATCHES, pp=pp) for layer in layers)
 
 
-def test_an_engine_holds_and_sends_what_we_count(tmp_path: Path) -> None:
+def found(words: Sequence[str], ranks: int, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """What a script says it held and sent, by configuration."""
+    done = deepspeed(["--num_gpus", str(ranks), "--master_port", free_port(), *words], folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return numbers(done.stdout, "HELD"), numbers(done.stdout, "SENT")
+
+
+@pytest.mark.parametrize("cases", [CASES, *([case] for case in LAST_CASES)])
+def test_an_engine_holds_and_sends_what_we_count(tmp_path: Path, cases: Sequence[Case]) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")
-    names = []
-    for stage in range(4):
-        zero = {"stage": stage, "contiguous_gradients": True, "reduce_bucket_size": BUCKET, "overlap_comm": True}
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": MICRO_BATCHES,
-            "bf16": {"enabled": True},
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
-            "zero_optimization": zero | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
-        }
-        names.append(f"z{stage}.json")
-        (tmp_path / names[-1]).write_text(json.dumps(config), encoding="utf-8")
+    for case in cases:
+        case.write(tmp_path, overlap_comm=True)
     script = Path(__file__).with_name("deepspeed_rank.py")
-    words = ["--num_gpus", str(RANKS), "--master_port", free_port(), str(script), "model.json", *names]
-    done = deepspeed(words, tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found, sent = (numbers(done.stdout, what) for what in ("HELD", "SENT"))
-    for stage, name in enumerate(names):
-        assert found[name][0] == pytest.approx(held(stage), rel=0.02), name
-        assert sent[name][0] == pytest.approx(sent_bytes(stage), rel=0.02), name
+    bytes_held, bytes_sent = found([str(script), "model.json", *(case.file for case in cases)], RANKS, tmp_path)
+    for case in cases:
+        assert bytes_held[case.file][0] == pytest.approx(held(case), rel=0.02), case
+        assert bytes_sent[case.file][0] == pytest.approx(sent_bytes(case), rel=0.02), case
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_stage_holds_and_sends_what_we_count(tmp_path: Path, dp: int) -> None:
+    for case in STAGE_CASES:
+        case.write(tmp_path, reduce_bucket_size=50_000)
+    script = Path(__file__).with_name("deepspeed_stage.py")
+    bytes_held, bytes_sent = found([str(script), *(case.file for case in STAGE_CASES)], 2 * dp, tmp_path)
+    block = next(layer for layer in LAYERS if layer.kind is LayerKind.BLOCK)
+    parameters = layer_parameters(MODEL, block)
+    for case in STAGE_CASES:
+        costs = counting_costs(MODEL, case.job, Target.DEEPSPEED, 2 * dp)
+        strategy = Strategy(dp=dp, zero=case.zero)
+        expected = costs.layer_cost(block, strategy, samples=1, pp=2, num_microbatches=MICRO_BATCHES).static
+        assert bytes_held[case.file][0] == pytest.approx(expected / parameters, rel=0.02), case
+        sent = sent_bytes(case, [block], dp=dp, pp=2)
+        assert bytes_sent[case.file][0] == pytest.approx(sent / parameters, rel=0.02, abs=0.01), case
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_without_zero_it_refuses_to_accumulate_in_another_dtype(tmp_path: Path, pipeline: bool) -> None:
+    pytest.importorskip("transformers")
+    case = Case(0, 4)
+    case.write(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    words = ["deepspeed_stage.py"] if pipeline else ["deepspeed_rank.py", "model.json"]
+    script = str(Path(__file__).with_name(words[0]))
+    done = deepspeed(["--num_gpus", "2", "--master_port", free_port(), script, *words[1:], case.file], tmp_path)
+    assert done.returncode != 0
+    assert "unsupported mix of model_dtype" in done.stdout + done.stderr
+    assert accumulation_refusal(case.job, CAPABILITIES[Target.DEEPSPEED], 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uniap_tune.accumulation import gradient_bytes, holds_gradients_twice
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
 from uniap_tune.cost.allocator import uncut_activations, uncut_states
 from uniap_tune.cost.efficiency import Efficiency
@@ -72,6 +73,7 @@ class MemoryModel:
         self._model = model
         self._job = job
         self._runtime = runtime
+        self._capabilities = capabilities
         precision = job.precision
         self._param_bytes = precision.param_bytes
         self._gradient_bytes = gradient_bytes(job, capabilities)
@@ -141,7 +143,15 @@ class MemoryModel:
         made = self._blocks.allocations(layer, strategy, samples)
         return uncut_activations(made, simulated) * times / simulated
 
-    def states(self, parameters: Parameters, strategy: Strategy) -> States:
+    def shards_optimizer(self, strategy: Strategy, pp: int) -> bool:
+        """Whether the optimizer's states are sharded over the replicas."""
+        return strategy.zero >= 1 or self.holds_gradients_twice(strategy, pp)
+
+    def holds_gradients_twice(self, strategy: Strategy, pp: int) -> bool:
+        """Whether gradients are held as the backward pass makes them, too."""
+        return holds_gradients_twice(self._job, self._capabilities, zero=strategy.zero, pp=pp)
+
+    def states(self, parameters: Parameters, strategy: Strategy, pp: int) -> States:
         """Parameters, gradients and optimizer states under a ZeRO stage.
 
         Dense parameters shard over dp * cp ranks, experts over the ranks that hold the same experts.
@@ -151,8 +161,10 @@ class MemoryModel:
         expert_shard = max(1, strategy.num_devices // (strategy.ep * strategy.etp * instances))
         full = parameters.total
         sharded = parameters.dense / shard + parameters.expert / expert_shard
-        optimizer = sharded if strategy.zero >= 1 else full
-        gradients = sharded if strategy.zero >= 2 else full
+        optimizer = sharded if self.shards_optimizer(strategy, pp) else full
+        gradients = self._gradient_bytes * (sharded if strategy.zero >= 2 else full)
+        if self.holds_gradients_twice(strategy, pp):
+            gradients += self._width * full
         held = sharded if strategy.zero >= 3 else full
         narrow = 0.0
         if strategy.zero < 3:  # gathered ones are quantized as they come
@@ -160,7 +172,7 @@ class MemoryModel:
             narrow = (self._narrow_weight - replaced) * parameters.linear
         return States(
             self._param_bytes * held + narrow,
-            self._gradient_bytes * gradients,
+            gradients,
             (self._job.state_bytes + self._job.precision.master_bytes) * optimizer,
             self._step_bytes * optimizer,
         )
@@ -262,17 +274,3 @@ class MemoryModel:
         block = self._blocks.block(block_type(model, model.num_layers - 1), strategy, samples)
         kept = min(self._runtime.loss.held - self._width, 4.0)
         return model.mtp_layers * (6 * border + block.whole + kept * logits)
-
-
-def gradient_bytes(job: Job, capabilities: Capabilities) -> int:
-    """Bytes of an accumulated gradient: the job's wish, fp32 for fp32 training, else the engine's choice.
-
-    Megatron accumulates bf16 gradients in fp32 by default but fp16 gradients in fp16
-    (``--accumulate-allreduce-grads-in-fp32``, arguments.py).
-    """
-    precision = job.precision
-    if precision.gradient_bytes is not None:
-        return precision.gradient_bytes
-    if precision.compute is DType.FP32:
-        return 4
-    return 2 if precision.compute is DType.FP16 else capabilities.gradient_bytes

@@ -176,7 +176,7 @@ class CostModel:
         backward_s: dict[str, float],
         num_microbatches: int,
     ) -> LayerCost:
-        states = self._memory.states(parameters, strategy)
+        states = self._memory.states(parameters, strategy, pp)
         activations = self._memory.activations(layer, strategy, samples)
         # the last stage, which has one micro-batch in flight, holds them until the pipeline is empty
         waiting = self._memory.deferred(layer, strategy, samples, num_microbatches) if pp > 1 else 0.0
@@ -264,7 +264,8 @@ class CostModel:
 
     def _reduction(self, parameters: Parameters, strategy: Strategy) -> float:
         """Seconds to reduce the gradients of a layer over its replicas, if nothing hides it."""
-        scatter = self._data_parallel(parameters, strategy, self._memory.gradient_bytes)
+        width = self._memory.gradient_bytes if self.capabilities.reduces_accumulated else self._width
+        scatter = self._data_parallel(parameters, strategy, width)
         scatters = strategy.zero == 3 or (strategy.zero > 0 and self.capabilities.scatters_gradients)
         return scatter if scatters else 2 * scatter
 
@@ -272,6 +273,7 @@ class CostModel:
         """What is left of a reduction of gradients beside a backward pass, where the engine overlaps them at all."""
         engine = self.capabilities
         overlaps = engine.overlap_gradient_reduce and strategy.zero in engine.overlap_zero
+        overlaps = overlaps and not self._memory.holds_gradients_twice(strategy, pp)
         return self._exposed(seconds, backward) if overlaps and (pp == 1 or engine.overlap_with_pipeline) else seconds
 
     def _data_parallel(self, parameters: Parameters, strategy: Strategy, width: int) -> float:
@@ -312,14 +314,15 @@ class CostModel:
         shard = strategy.dp * strategy.cp
         if shard > 1 and strategy.zero < 3:
             reduction = self._unhidden_reduction(self._reduction(parameters, strategy), strategy, pp, backward)
-            gather = self._data_parallel(parameters, strategy, self._width) if strategy.zero else 0.0
+            sharded = self._memory.shards_optimizer(strategy, pp)
+            gather = self._data_parallel(parameters, strategy, self._width) if sharded else 0.0
             if self.capabilities.overlap_param_gather:
                 gather = self._exposed(gather, forward)
             seconds[DP_COMM] = reduction + gather
         if tied := self._tied_reduction(layer, strategy, pp):
             seconds[DP_COMM] = seconds.get(DP_COMM, 0.0) + tied
         updated = parameters.total
-        if strategy.zero >= 1:
+        if self._memory.shards_optimizer(strategy, pp):
             replicas = max(1, strategy.num_devices // (strategy.ep * strategy.etp))
             updated = parameters.dense / shard + parameters.expert / replicas
         cleared = self._memory.gradient_bytes * parameters.total
@@ -406,9 +409,11 @@ class CostModel:
         if self._exchange.overlaps_tensor(strategy.tp if strategy.sequence_parallel else 1):
             tokens = samples * job.seq_length / strategy.cp
             workspace += _USER_BUFFERS * self._width * tokens * self.model.hidden_size
-        if strategy.zero and strategy.dp > 1:
+        if strategy.zero and not self._memory.holds_gradients_twice(strategy, pp=1):  # with ZeRO, pp is all one
             buckets = 1 if strategy.zero == 3 else 2
-            workspace += buckets * self._memory.gradient_bytes * runtime.gradient_bucket
+            # of gradients as they come; ZeRO-1's are of accumulated ones (zero/stage_1_and_2.py:1253)
+            width = self._memory.gradient_bytes if strategy.zero == 1 else self._width
+            workspace += buckets * width * runtime.gradient_bucket
         if virtual_stages > 1:
             workspace += (4 + virtual_stages - _BORDER_BUFFERS) * self.border_bytes(strategy, samples)
         return workspace

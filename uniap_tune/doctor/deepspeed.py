@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from uniap_tune.accumulation import accumulation_refusal
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.cost.runtime import default_runtime
 from uniap_tune.deepspeed.check import Case as DeepSpeedCase
@@ -127,6 +128,8 @@ class DeepSpeedSetup:
             found.append(("batch_divides", f"{text} (DeepSpeed refuses it; runtime/config.py)"))
         if self.pp > 1 and self.zero > 1:
             found.append(("zero_in_pipeline", "pipelines run with ZeRO 0 or 1 only (pipe/engine.py:76)"))
+        if reason := accumulation_refusal(self.job, CAPABILITIES[Target.DEEPSPEED], self.zero):
+            found.append(("gradient_dtype", reason))
         if self.pp > layers:
             found.append(("enough_layers", f"{self.pp} stages are too many for {self.model.num_layers} layers"))
         return tuple(found)

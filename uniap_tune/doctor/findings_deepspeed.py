@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from uniap_tune.accumulation import holds_gradients_twice
 from uniap_tune.cost.parts import DP_COMM
 from uniap_tune.doctor.deepspeed import DeepSpeedSetup
 from uniap_tune.doctor.finding import OVERLAP, RISK, WASTE, Advice, Case, deepspeed_finding
 from uniap_tune.predict import predict
+from uniap_tune.strategy import CAPABILITIES, Target
 from uniap_tune.units import format_percent
 
 
@@ -56,7 +60,10 @@ def narrow_gradients(_case: Case, setup: DeepSpeedSetup) -> Advice | None:
     sums = setup.dp * setup.microbatches
     if precision.param_bytes != 2 or precision.gradient_bytes == 4 or setup.zero == 0 or setup.microbatches == 1:
         return None
+    wide = replace(setup.job, precision=replace(precision, gradient_bytes=4))
+    engine = CAPABILITIES[Target.DEEPSPEED]
+    more = 4 if holds_gradients_twice(wide, engine, zero=setup.zero, pp=setup.pp) else 2
     return Advice(
         sentence=f"{sums} gradients are summed in {precision.compute}: data_types.grad_accum_dtype = fp32 keeps what "
-        "is small, for 2 more bytes a gradient",
+        f"is small, for {more} more bytes a gradient",
     )

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from uniap_tune.accumulation import shards_alone
 from uniap_tune.doctor.deepspeed import DeepSpeedSetup
 from uniap_tune.doctor.setup import Option
 from uniap_tune.space import divisors
+from uniap_tune.strategy import CAPABILITIES, Target
 
 
 def deepspeed_moves(setup: DeepSpeedSetup) -> Iterator[Option]:
     """Every single change worth pricing."""
+    engine = CAPABILITIES[Target.DEEPSPEED]
     for stage in range(2 if setup.pp > 1 else 4):
-        if stage != setup.zero and setup.dp > 1:
+        differs = setup.dp > 1 or shards_alone(setup.job, engine, zero=stage or setup.zero, pp=setup.pp)
+        if stage != setup.zero and differs:
             yield setup.with_stage(stage)
     for size in divisors(max(1, setup.job.global_batch // setup.dp)):
         if size != setup.micro_batch:

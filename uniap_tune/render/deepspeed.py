@@ -9,12 +9,13 @@ import json
 from itertools import accumulate
 from typing import Any, NoReturn
 
+from uniap_tune.accumulation import accumulation_refusal
 from uniap_tune.cost.runtime import gradient_bucket
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.plan import Plan
 from uniap_tune.render.shell import script
 from uniap_tune.spec import Cluster, DType, Job, Model, Recompute
-from uniap_tune.strategy import Strategy
+from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 from uniap_tune.targets import notes
 
 _CLIPPING = 1.0  # the norm Megatron-LM and transformers clip at by default
@@ -121,8 +122,8 @@ def _precision(job: Job, strategy: Strategy) -> dict[str, Any]:
         return {}
     config: dict[str, Any] = {("fp16" if compute is DType.FP16 else "bf16"): {"enabled": True}}
     if job.precision.gradient_bytes == 4:
-        if strategy.zero == 0:
-            _refuse("without ZeRO it accumulates gradients in the compute dtype; the job asks for fp32 gradients")
+        if reason := accumulation_refusal(job, CAPABILITIES[Target.DEEPSPEED], strategy.zero):
+            _refuse(reason)
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
