@@ -1,4 +1,4 @@
-"""In which dtype gradients accumulate, and what DeepSpeed's choice of an optimizer means for plans."""
+"""In which dtypes gradients and master weights are kept, and what DeepSpeed's optimizers mean for plans."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def costs(precision: Precision = JOB.precision, target: Target = Target.DEEPSPEE
         (WIDE, 2, 1, 2 + 4 / 4 + 12 / 4),
         (Precision(compute=DType.FP16), 0, 2, 2 + 2 + 12),
         (Precision(compute=DType.FP32), 0, 2, 4 + 4 + 8),
+        (Precision(compute=DType.FP32), 1, 1, 4 + 4 + 12 / 4),
     ],
 )
 def test_bytes_of_a_parameter_on_four_replicas(precision: Precision, zero: int, pp: int, each: float) -> None:

@@ -1,4 +1,4 @@
-"""In which dtype an engine accumulates gradients, and what DeepSpeed makes of the optimizer for that.
+"""In which dtypes an engine keeps gradients and master weights, and what DeepSpeed makes of the optimizer for that.
 
 DeepSpeed 0.19.8 picks its optimizer by dtypes, ZeRO stage and pipeline (runtime/engine.py:2294). Its BF16_Optimizer
 (runtime/bf16_optimizer.py) shards states over the replicas whatever the ZeRO stage is, and holds gradients twice: as
@@ -23,6 +23,14 @@ def gradient_bytes(job: Job, capabilities: Capabilities) -> int:
     if precision.compute is DType.FP32:
         return 4
     return 2 if precision.compute is DType.FP16 else capabilities.gradient_bytes
+
+
+def master_bytes(job: Job, capabilities: Capabilities, zero: int) -> int:
+    """Bytes of the copy of a parameter that the optimizer updates: fp32 beside narrower parameters, and in DeepSpeed's
+    ZeRO beside fp32 ones too (runtime/zero: ``single_partition_of_fp32_groups``, ``fp32_partitioned_groups_flat``)."""
+    precision = job.precision
+    copies = precision.compute is DType.FP32 and precision.master_weights and zero > 0
+    return 4 if copies and capabilities.target is Target.DEEPSPEED else precision.master_bytes
 
 
 def accumulation_refusal(job: Job, capabilities: Capabilities, zero: int) -> str:

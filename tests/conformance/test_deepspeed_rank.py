@@ -18,7 +18,7 @@ from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.cost.model import CostModel
 from uniap_tune.cost.runtime import default_runtime
 from uniap_tune.graph import LayerKind, LayerType, build_graph
-from uniap_tune.spec import Job, Precision
+from uniap_tune.spec import DType, Job, Precision
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 from uniap_tune.weights import layer_parameters
 
@@ -46,18 +46,20 @@ JOB = Job(global_batch=MICRO_BATCHES * RANKS, seq_length=8)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A ZeRO stage, and the bytes of an accumulated gradient."""
+    """A ZeRO stage, the bytes of an accumulated gradient, and whether parameters are of 16 bits."""
 
     zero: int
     gradient: int = 2
+    mixed: bool = True
 
     @property
     def file(self) -> str:
-        return f"z{self.zero}-{self.gradient}.json"
+        return f"z{self.zero}-{self.gradient}-{'bf16' if self.mixed else 'fp32'}.json"
 
     @property
     def job(self) -> Job:
-        return replace(JOB, precision=Precision(gradient_bytes=self.gradient))
+        compute = DType.BF16 if self.mixed else DType.FP32
+        return replace(JOB, precision=Precision(compute=compute, gradient_bytes=self.gradient))
 
     def write(self, folder: Path, **zero: object) -> None:
         """Its configuration."""
@@ -65,17 +67,17 @@ class Case:
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": MICRO_BATCHES,
-            "bf16": {"enabled": True},
+            "bf16": {"enabled": self.mixed},
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
             "zero_optimization": section | ({"stage3_param_persistence_threshold": 0} if self.zero == 3 else {}),
         }
-        if self.gradient == 4:
+        if self.mixed and self.gradient == 4:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         (folder / self.file).write_text(json.dumps(config), encoding="utf-8")
 
 
-CASES = [Case(0), Case(1), Case(2), Case(1, 4), Case(2, 4)]
-LAST_CASES = [Case(3), Case(3, 4)]  # each alone: what ZeRO-3 leaves behind would be counted
+CASES = [Case(0), Case(1), Case(2), Case(1, 4), Case(2, 4), *(Case(zero, 4, mixed=False) for zero in range(3))]
+LONE_CASES = [Case(3), Case(3, 4), Case(3, 4, mixed=False)]  # what ZeRO-3 leaves behind would be counted
 STAGE_CASES = [Case(0), Case(1), Case(1, 4)]
 
 
@@ -111,7 +113,7 @@ def found(words: Sequence[str], ranks: int, folder: Path) -> tuple[dict[str, lis
     return numbers(done.stdout, "HELD"), numbers(done.stdout, "SENT")
 
 
-@pytest.mark.parametrize("cases", [CASES, *([case] for case in LAST_CASES)])
+@pytest.mark.parametrize("cases", [CASES, *([case] for case in LONE_CASES)])
 def test_an_engine_holds_and_sends_what_we_count(tmp_path: Path, cases: Sequence[Case]) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")

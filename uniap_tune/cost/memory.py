@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniap_tune.accumulation import gradient_bytes, holds_gradients_twice
+from uniap_tune.accumulation import gradient_bytes, holds_gradients_twice, master_bytes
 from uniap_tune.cost.activations import NARROW_BYTES, ActivationModel
 from uniap_tune.cost.allocator import uncut_activations, uncut_states
 from uniap_tune.cost.efficiency import Efficiency
@@ -173,7 +173,7 @@ class MemoryModel:
         return States(
             self._param_bytes * held + narrow,
             gradients,
-            (self._job.state_bytes + self._job.precision.master_bytes) * optimizer,
+            (self._job.state_bytes + master_bytes(self._job, self._capabilities, strategy.zero)) * optimizer,
             self._step_bytes * optimizer,
         )
 
