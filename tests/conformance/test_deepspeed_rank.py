@@ -143,15 +143,11 @@ def test_a_stage_holds_and_sends_what_we_count(tmp_path: Path, dp: int) -> None:
         assert bytes_sent[case.file][0] == pytest.approx(sent / parameters, rel=0.02, abs=0.01), case
 
 
-@pytest.mark.parametrize("pipeline", [False, True])
-def test_without_zero_it_refuses_to_accumulate_in_another_dtype(tmp_path: Path, pipeline: bool) -> None:
-    pytest.importorskip("transformers")
+def test_without_zero_it_refuses_to_accumulate_in_another_dtype(tmp_path: Path) -> None:
     case = Case(0, 4)
     case.write(tmp_path)
-    (tmp_path / "model.json").write_text(json.dumps(LLAMA), encoding="utf-8")
-    words = ["deepspeed_stage.py"] if pipeline else ["deepspeed_rank.py", "model.json"]
-    script = str(Path(__file__).with_name(words[0]))
-    done = deepspeed(["--num_gpus", "2", "--master_port", free_port(), script, *words[1:], case.file], tmp_path)
+    script = str(Path(__file__).with_name("deepspeed_stage.py"))
+    done = deepspeed(["--num_gpus", "2", "--master_port", free_port(), script, case.file], tmp_path)
     assert done.returncode != 0
     assert "unsupported mix of model_dtype" in done.stdout + done.stderr
     assert accumulation_refusal(case.job, CAPABILITIES[Target.DEEPSPEED], 0)
