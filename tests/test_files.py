@@ -106,3 +106,10 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_files(tmp_path, {"plan.json": "{}"}, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_folder_in_the_way_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        write_files(tmp_path, {"a": "1", "b": "2"}, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -34,6 +34,7 @@ def write_files(
     targets = {name: folder / name for name in files}
     if not force:
         _refuse_existing(targets.values())
+    _refuse_folders(targets.values())
     mask = _umask()
     waiting: dict[Path, Path] = {}
     target = folder
@@ -66,6 +67,12 @@ def _refuse_existing(targets: Collection[Path]) -> None:
             why="nothing is overwritten unasked" + (f" ({len(there)} files would be)" if len(there) > 1 else ""),
             fix="use --force, or choose another place",
         )
+
+
+def _refuse_folders(targets: Collection[Path]) -> None:
+    folder = next((str(target) for target in targets if target.is_dir()), None)
+    if folder is not None:
+        raise InputError(f"{folder}: cannot be written", why="it is a folder", fix="move it, or choose another place")
 
 
 def _write_beside(target: Path, text: str, mode: int) -> Path:
