@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from uniap_tune.deepspeed import activation, hook
-from uniap_tune.deepspeed.pipeline import PLAN_VARIABLE, Split, place, read_split
+from uniap_tune.deepspeed.pipeline import PLAN_VARIABLE, Split, checkpointing, place, read_split
 from uniap_tune.errors import InputError
 
 LAUNCHER = """
@@ -194,6 +195,14 @@ def test_stages_of_the_embedding_or_the_head_alone() -> None:
 def test_blocks_that_are_not_there_are_said(kinds: str) -> None:
     with pytest.raises(InputError, match="4 transformer blocks are not among"):
         place(SPLIT, kinds.split())
+
+
+def test_only_the_plans_blocks_are_recomputed() -> None:
+    kinds = ["Tokens", "Positions", "Block", "Block", "Block", "Block", "Norm", "Head"]
+    assert checkpointing(SPLIT, kinds, {})["checkpointable_layers"] == ["Block"]
+    assert "checkpointable_layers" not in checkpointing(SPLIT, kinds, {"checkpointable_layers": ["Head"]})
+    kept = checkpointing(replace(SPLIT, interval=0), kinds, {})
+    assert kept == {"activation_checkpoint_interval": 0}
 
 
 def test_a_split_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,11 @@ class Split:
         """Pipeline stages."""
         return len(self.parts) - 1
 
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks."""
+        return sum(name.startswith("layers.") for name in self.layers)
+
 
 def pipeline_module(layers: Sequence[Any], *, plan: PlanSource | None = None, **options: Any) -> Any:
     """A ``deepspeed.pipe.PipelineModule`` cut and checkpointed as a plan says.
@@ -61,7 +66,8 @@ def pipeline_module(layers: Sequence[Any], *, plan: PlanSource | None = None, **
 
     split = read_split(plan)
     specs = list(layers)
-    parts = place(split, [_kind(layer) for layer in specs])
+    kinds = [_kind(layer) for layer in specs]
+    parts = place(split, kinds)
 
     class PlannedPipelineModule(PipelineModule):  # type: ignore[misc]
         """Cut where the plan says."""
@@ -70,9 +76,7 @@ def pipeline_module(layers: Sequence[Any], *, plan: PlanSource | None = None, **
             _set_parts(self, parts)
 
     settings: dict[str, Any] = {"num_stages": split.num_stages} if options.get("topology") is None else {}
-    return PlannedPipelineModule(
-        layers=specs, **{**options, **settings, "activation_checkpoint_interval": split.interval}
-    )
+    return PlannedPipelineModule(layers=specs, **{**options, **settings, **checkpointing(split, kinds, options)})
 
 
 def patch_pipeline_module(plan: PlanSource | None = None) -> None:
@@ -92,7 +96,8 @@ def patch_pipeline_module(plan: PlanSource | None = None) -> None:
     def planned_init(self: Any, layers: Any, num_stages: Any = None, topology: Any = None, **options: Any) -> None:
         if topology is None:
             num_stages = split.num_stages
-        options["activation_checkpoint_interval"] = split.interval
+        layers = list(layers)
+        options |= checkpointing(split, [_kind(layer) for layer in layers], options)
         original(self, layers=layers, num_stages=num_stages, topology=topology, **options)
 
     def planned_layers(self: Any, method: str = "uniform") -> None:  # noqa: ARG001 - the plan is the method
@@ -100,6 +105,15 @@ def patch_pipeline_module(plan: PlanSource | None = None) -> None:
 
     PipelineModule.__init__ = planned_init
     PipelineModule._partition_layers = planned_layers
+
+
+def checkpointing(split: Split, kinds: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by which the plan's blocks are recomputed, if any: else DeepSpeed recomputes every layer that has
+    parameters, embedding and head too (runtime/pipe/module.py:683)."""
+    found: dict[str, Any] = {"activation_checkpoint_interval": split.interval}
+    if split.interval and given.get("checkpointable_layers") is None:
+        found["checkpointable_layers"] = [kinds[_only_run(kinds, split.num_blocks)]]
+    return found
 
 
 def read_split(plan: PlanSource | None) -> Split:
@@ -151,8 +165,8 @@ def place(split: Split, kinds: Sequence[str]) -> list[int]:
     Raises:
         InputError: no run of equal layers is as long as the plan has transformer blocks, or several are.
     """
-    blocks = sum(name.startswith("layers.") for name in split.layers)
     first_block = next((i for i, name in enumerate(split.layers) if name.startswith("layers.")), 0)
+    blocks = split.num_blocks
     start = _only_run(kinds, blocks)
     bounds = [start + bound - first_block for bound in split.parts]
     after = start + blocks
