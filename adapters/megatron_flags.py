@@ -11,7 +11,7 @@ from types import MappingProxyType
 # Whole numbers of at least one.
 COUNTS = frozenset(
     {
-        "context-parallel-size", "cpu-offloading-num-layers", "decoder-first-pipeline-num-layers",
+        "context-parallel-size", "decoder-first-pipeline-num-layers",
         "decoder-last-pipeline-num-layers", "expert-model-parallel-size", "expert-tensor-parallel-size",
         "ffn-hidden-size", "global-batch-size", "hidden-size", "kv-channels", "kv-lora-rank",
         "make-vocab-size-divisible-by", "max-position-embeddings", "micro-batch-size",
@@ -25,7 +25,11 @@ COUNTS = frozenset(
 )  # fmt: skip
 
 # Whole numbers that may be zero.
-COUNTS_FROM_ZERO = frozenset({"moe-shared-expert-intermediate-size", "mtp-num-layers", "wgrad-deferral-limit"})
+COUNTS_FROM_ZERO = frozenset(
+    {
+        "cpu-offloading-num-layers", "moe-shared-expert-intermediate-size", "mtp-num-layers", "wgrad-deferral-limit",
+    }
+)  # fmt: skip
 
 NUMBERS = frozenset(
     {

@@ -83,6 +83,7 @@ BREAKS: dict[str, dict[str, Any]] = {
     "fsdp_queues": {"use-megatron-fsdp": True, "ckpt-format": "fsdp_dtensor"},
     "fp8_gather": {"fp8-param-gather": True},
     "precision_aware": {"use-precision-aware-optimizer": True},
+    "sharded_optimizer": {"optimizer": "sgd", "use-distributed-optimizer": True},
     "offloaded_optimizer": {"optimizer-cpu-offload": True},
     "optimizer_instances": {"num-distributed-optimizer-instances": "5"},
     "full_needs_method": FULL,

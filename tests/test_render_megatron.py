@@ -298,6 +298,8 @@ def test_latent_attention() -> None:
     small = Mla(q_lora_rank=None, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128)
     plain = model("deepseek-v3", rope_scaling=None, mla=small)
     assert plain["--rope-type"] == "rope"
+    assert plain["--no-rope-fusion"] is True
+    assert "--no-rope-fusion" not in deepseek
     assert "--q-lora-rank" not in plain
 
 

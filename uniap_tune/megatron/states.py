@@ -50,6 +50,14 @@ def precision_aware(facts: MegatronFacts) -> str:
     return ""
 
 
+@rule("optimizer/distrib_optimizer.py:514", accepted=True)
+def sharded_optimizer(facts: MegatronFacts) -> str:
+    """The distributed optimizer runs Adam."""
+    if facts.zero and facts.text("optimizer") == "sgd":
+        return "--optimizer sgd excludes --use-distributed-optimizer, which runs Adam alone"
+    return ""
+
+
 @rule("arg:1884")
 def offloaded_optimizer(facts: MegatronFacts) -> str:
     """Offloaded optimizer states need the precision-aware optimizer."""

@@ -110,7 +110,8 @@ def _latent_attention(model: Model, mla: Mla) -> dict[str, Value]:
     if model.rope_scaling == "yarn":
         arguments |= {"--rope-type": "yarn", "--rotary-scaling-factor": model.rope_scaling_factor or 1.0}
     else:
-        arguments["--rope-type"] = "rope"
+        # Megatron fuses YaRN alone here (transformer_config.py, "apply_rope_fusion for MLA")
+        arguments |= {"--rope-type": "rope", "--no-rope-fusion": True}
     return arguments
 
 
