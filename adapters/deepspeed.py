@@ -42,6 +42,12 @@ _OPTIMIZERS = {
     OptimizerName.SGD: ("sgd", "lion", "muon"),
 }
 
+_BUCKET = "reduce_bucket_size"
+
+# Types that ZeRO takes only with zero_allow_untested_optimizer (runtime/engine.py:2299).
+_WITHOUT_ZERO = frozenset({"onebitadam", "zerooneadam", "onebitlamb"})  # none of them is known to run with it
+UNTESTED_WITH_ZERO = frozenset({"sgd", "lamb"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -175,6 +181,13 @@ def optimizer(values: Mapping[str, Any], where: str) -> OptimizerName:
     )
 
 
+def optimizer_type(values: Mapping[str, Any]) -> str:
+    """The optimizer it names, in lower case; empty: the script brings it."""
+    named = values.get("optimizer")
+    kind = named.get("type") if isinstance(named, dict) else None
+    return kind.lower() if isinstance(kind, str) else ""
+
+
 def forbidden_zero(values: Mapping[str, Any]) -> frozenset[int]:
     """ZeRO stages that other keys of this JSON rule out, as DeepSpeed's ``_do_error_check`` does."""
     ruled_out: set[int] = set()
@@ -189,6 +202,8 @@ def forbidden_zero(values: Mapping[str, Any]) -> frozenset[int]:
     zero = values.get("zero_optimization")
     if isinstance(zero, dict) and zero.get("zenflow"):
         ruled_out.add(0)
+    if optimizer_type(values) in _WITHOUT_ZERO:
+        ruled_out |= {1, 2, 3}
     return frozenset(ruled_out)
 
 
@@ -207,6 +222,9 @@ def rewrite(values: Mapping[str, Any], planned: Mapping[str, Any], *, trainer: b
     result = {key: deepcopy(value) for key, value in values.items() if key not in _TUNING_KEYS}
     _write_batch(result, planned, trainer)
     result["zero_optimization"] = _zero(result.get("zero_optimization"), planned["zero_optimization"], trainer)
+    untested = planned["zero_optimization"]["stage"] and optimizer_type(values) in UNTESTED_WITH_ZERO
+    if untested or "zero_allow_untested_optimizer" in planned:
+        result["zero_allow_untested_optimizer"] = True
     tensor = planned.get("tensor_parallel", {}).get("autotp_size", 0)
     if tensor or (result.get("tensor_parallel") or {}).get("autotp_size"):
         result["tensor_parallel"] = {**(result.get("tensor_parallel") or {}), "autotp_size": tensor}
@@ -239,6 +257,9 @@ def _zero(own: Any, planned: Mapping[str, Any], trainer: bool) -> dict[str, Any]
         if result.get(key) == AUTO and not trainer:
             result[key] = value
         result.setdefault(key, value)
+    own_bucket, bucket = result.get(_BUCKET), planned.get(_BUCKET)
+    if bucket is not None and isinstance(own_bucket, int | float) and own_bucket > bucket:
+        result[_BUCKET] = bucket  # buffers of gigabytes, which the plan does not count
     return result
 
 

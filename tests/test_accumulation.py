@@ -19,8 +19,9 @@ from uniap_tune.doctor.moves_deepspeed import deepspeed_moves
 from uniap_tune.legality import conflict
 from uniap_tune.planner import Request, build
 from uniap_tune.planner import run as run_planner
+from uniap_tune.render.deepspeed import deepspeed_config
 from uniap_tune.space import Knobs, parse_knobs
-from uniap_tune.spec import DType, Job, Precision
+from uniap_tune.spec import DType, Job, OptimizerName, Precision
 from uniap_tune.strategy import CAPABILITIES, Target
 from uniap_tune.weights import layer_parameters
 
@@ -96,6 +97,27 @@ def test_the_reason_is_named(knobs: Knobs) -> None:
     assert found is not None
     assert any("accumulates gradients in the compute dtype" in text for text in found.reasons), found.reasons
     assert conflict(build(replace(request, job=TINY.job))[0]) is None
+
+
+@pytest.mark.parametrize(("target", "stages"), [(Target.MEGATRON, {0}), (Target.DEEPSPEED, {0, 1, 2, 3})])
+def test_sgd_runs_where_the_engine_takes_it(target: Target, stages: set[int]) -> None:
+    job = replace(TINY.job, optimizer=OptimizerName.SGD)
+    space = build(replace(TINY, target=target, job=job))[0]
+    assert {strategy.zero for strategy in space.strategies(1)} == stages
+    if target is Target.DEEPSPEED:
+        request = replace(TINY, job=job, knobs=Knobs(fix={"zero": "2"}))
+        config = deepspeed_config(run_planner(request).plan, request.model, job)
+        assert config["zero_allow_untested_optimizer"] is True
+
+
+def test_a_tied_embedding_in_a_pipeline_needs_its_gradients() -> None:
+    job = replace(TINY.job, precision=Precision(compute=DType.FP16, gradient_bytes=4))
+    tied = replace(TINY, job=job, model=replace(TINY.model, tied_embeddings=True), knobs=Knobs(fix={"pp": "2"}))
+    found = conflict(build(tied)[0])
+    assert found is not None
+    assert any("tied embedding" in text for text in found.reasons), found.reasons
+    assert conflict(build(replace(tied, knobs=Knobs(fix={"pp": "1"})))[0]) is None
+    assert conflict(build(replace(tied, model=TINY.model))[0]) is None
 
 
 @pytest.mark.parametrize("zero", [0, 1])

@@ -197,7 +197,19 @@ def test_a_pipelines_interval() -> None:
     assert ds.rewrite({"pipeline": "auto"}, planned(pipeline=pipeline))["pipeline"] == pipeline
 
 
+@pytest.mark.parametrize(("kind", "said"), [("SGD", True), ("Lamb", True), ("AdamW", None)])
+def test_zero_is_told_to_take_untested_optimizers(kind: str, said: bool | None) -> None:
+    after = ds.rewrite({"optimizer": {"type": kind}}, PLANNED)
+    assert after.get("zero_allow_untested_optimizer") is said
+
+
+def test_buckets_larger_than_the_plan_counts_go() -> None:
+    after = ds.rewrite({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, PLANNED)
+    assert after["zero_optimization"]["reduce_bucket_size"] == 50_000_000
+
+
 def test_forbidden_stages() -> None:
+    assert ds.forbidden_zero({"optimizer": {"type": "OneBitAdam"}}) == {1, 2, 3}
     assert ds.forbidden_zero({}) == frozenset()
     assert ds.forbidden_zero({"gradient_allreduce_op": "sum"}) == {3}
     assert ds.forbidden_zero({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}) == {0}

@@ -286,18 +286,25 @@ def test_a_deepspeed_json_says_batches_zero_and_precision(tmp_path: Path) -> Non
     assert predict(full.run()).peak_memory_bytes < predict(setup.run()).peak_memory_bytes
 
 
-def test_offloaded_states_take_no_memory(tmp_path: Path) -> None:
-    zero = {"stage": 2, "overlap_comm": True}
+@pytest.mark.parametrize(
+    ("stage", "more", "gradients"),
+    [(1, {}, 0), (2, {}, 4 / 8), (3, {}, 2 / 8), (2, {"data_types": {"grad_accum_dtype": "fp32"}}, -4 / 8)],
+)
+def test_offloaded_states_take_no_memory(stage: int, more: dict[str, Any], gradients: float, tmp_path: Path) -> None:
+    zero = {"stage": stage, "overlap_comm": True}
     plain, offloaded = (
         json_setup(
-            {"train_batch_size": 8, "bf16": {"enabled": True}, "zero_optimization": section}, tmp_path / "d.json", **JOB
+            {"train_batch_size": 8, "bf16": {"enabled": True}, "zero_optimization": section} | more,
+            tmp_path / "d.json",
+            **JOB,
         )
         for section in (zero, {**zero, "offload_optimizer": {"device": "cpu"}})
     )
     parameters = 6.738e9
     saved = predict(plain.run()).steady_memory_bytes - predict(offloaded.run()).steady_memory_bytes
-    # master weights and two moments, and the fp32 copy of the gradients that the optimizer reads
-    assert saved == pytest.approx((12 + 4) * parameters / 8, rel=0.001)
+    # master weights and two moments, the fp32 copy of the gradients that the optimizer reads where they are none, and
+    # from ZeRO-2 on the gradients, which ZeRO-2 joins first
+    assert saved == pytest.approx(((12 + 4) / 8 + gradients) * parameters, rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -310,12 +317,57 @@ def test_offloaded_states_take_no_memory(tmp_path: Path) -> None:
             {"train_batch_size": 64, "zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}},
             "deepspeed_rule",
         ),
+        ({"train_batch_size": 64, "zero_optimization": {"stage": 1}, "optimizer": {"type": "SGD"}}, "deepspeed_rule"),
+        ({"train_batch_size": 64, "zero_optimization": {"stage": 5}}, "zero_stage"),
+        ({"train_batch_size": 64, "bf16": {"enabled": True}, "fp16": {"enabled": True}}, "precision"),
+        (
+            {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8},
+            "batch_product",
+        ),
     ],
 )
 def test_what_deepspeed_refuses(values: dict[str, Any], rule: str, tmp_path: Path) -> None:
     found = diagnose(json_setup(values, tmp_path / "ds.json", **JOB))
     assert found.fits is None
     assert [name for name, _ in found.broken] == [rule]
+
+
+def test_an_old_way_to_write_zero_1_is_edited(tmp_path: Path) -> None:
+    values = {"train_batch_size": 64, "zero_optimization": True, "bf16": {"enabled": True}}
+    setup = json_setup(values, tmp_path / "ds.json", **JOB)
+    assert isinstance(setup, DeepSpeedSetup)
+    other = setup.with_stage(2).setup
+    assert isinstance(other, DeepSpeedSetup)
+    assert (setup.zero, other.zero) == (1, 2)
+
+
+def test_other_stages_keep_the_batch(tmp_path: Path) -> None:
+    values = {
+        "train_batch_size": 64, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 64,
+        "bf16": {"enabled": True}, "pipeline": {"stages": 8},
+    }  # fmt: skip
+    setup = json_setup(values, tmp_path / "ds.json", **JOB)
+    assert isinstance(setup, DeepSpeedSetup)
+    option = setup.with_stages(2)
+    assert option.edits == ("PipelineModule(num_stages=2)", "gradient_accumulation_steps = 16")
+    assert not option.setup.broken
+
+
+def test_partial_offloading_goes_with_zero_3(tmp_path: Path) -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}
+    setup = json_setup({"train_batch_size": 64, "zero_optimization": zero}, tmp_path / "ds.json", **JOB)
+    assert isinstance(setup, DeepSpeedSetup)
+    assert "without zero_optimization.offload_optimizer.ratio" in setup.with_stage(2).edits
+
+
+def test_buckets_are_those_of_the_file(tmp_path: Path) -> None:
+    used = []
+    for size in (10**6, 5 * 10**8, None):
+        zero = {"stage": 1, "overlap_comm": True} | ({"reduce_bucket_size": size} if size else {})
+        values = {"train_batch_size": 64, "bf16": {"enabled": True}, "zero_optimization": zero}
+        used.append(predict(json_setup(values, tmp_path / "ds.json", **JOB).run()).steady_memory_bytes)
+    assert used[1] - used[0] == pytest.approx(2 * 2 * (5 * 10**8 - 10**6))
+    assert used[2] == used[1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ the backward pass makes them, and accumulated. Kept against the engine in ``test
 
 from __future__ import annotations
 
-from uniap_tune.spec import DType, Job
+from uniap_tune.spec import DType, Job, OptimizerName
 from uniap_tune.strategy import Capabilities, Target
 
 
@@ -33,11 +33,19 @@ def master_bytes(job: Job, capabilities: Capabilities, zero: int) -> int:
     return 4 if copies and capabilities.target is Target.DEEPSPEED else precision.master_bytes
 
 
-def accumulation_refusal(job: Job, capabilities: Capabilities, zero: int) -> str:
-    """Why the engine cannot accumulate gradients as the job asks at a ZeRO stage; empty: it can."""
-    if capabilities.target is not Target.DEEPSPEED or zero:
+def zero_refusal(job: Job, capabilities: Capabilities, zero: int, *, tied_pipeline: bool = False) -> str:
+    """Why the engine cannot train the job at a ZeRO stage; empty: it can. ``tied_pipeline``: the first and the last of
+    several stages share the embedding."""
+    target = capabilities.target
+    if target is Target.MEGATRON and zero and job.optimizer is not OptimizerName.ADAM:
+        # megatron/core/optimizer/distrib_optimizer.py, "Only Adam and HybridDeviceOptimizer currently supported"
+        return "Megatron's distributed optimizer, which is what ZeRO 1 to 3 take, runs Adam alone"
+    if target is not Target.DEEPSPEED or job.precision.param_bytes == 4 or gradient_bytes(job, capabilities) == 2:
         return ""
-    if job.precision.param_bytes == 4 or gradient_bytes(job, capabilities) == 2:
+    if zero and tied_pipeline and job.precision.compute is DType.FP16:
+        # pipe/engine.py:283 looks for gradients where this optimizer keeps none
+        return "DeepSpeed does not add up the gradients of a tied embedding where fp16 gradients accumulate in fp32"
+    if zero:
         return ""
     return "without ZeRO DeepSpeed accumulates gradients in the compute dtype, and the job asks for fp32 gradients"
 
@@ -46,6 +54,8 @@ def holds_gradients_twice(job: Job, capabilities: Capabilities, *, zero: int, pp
     """Whether the engine's optimizer is DeepSpeed's BF16_Optimizer."""
     if capabilities.target is not Target.DEEPSPEED or job.precision.compute is not DType.BF16:
         return False
+    if not job.precision.master_weights:  # the host has the states (engine.py:2305)
+        return False
     return (zero == 0 and pp > 1) or (zero == 1 and gradient_bytes(job, capabilities) == 4)
 
 
@@ -53,5 +63,4 @@ def shards_alone(job: Job, capabilities: Capabilities, *, zero: int, pp: int) ->
     """Whether a ZeRO stage below 3 differs from ZeRO 0 with a single replica too: by the optimizer it brings."""
     if not 0 < zero < 3:
         return False
-    plain_refused = bool(accumulation_refusal(job, capabilities, 0))
-    return plain_refused or holds_gradients_twice(job, capabilities, zero=0, pp=pp)
+    return bool(zero_refusal(job, capabilities, 0)) or holds_gradients_twice(job, capabilities, zero=0, pp=pp)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
-from uniap_tune.accumulation import accumulation_refusal, shards_alone
+from uniap_tune.accumulation import shards_alone, zero_refusal
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Recompute
@@ -175,10 +175,12 @@ def _zero(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
         yield f"{target} shards no more than ZeRO {most} with a pipeline: ZeRO {zero} needs pp 1"
     elif zero and grid == devices and not shards_alone(space.job, space.capabilities, zero=zero, pp=pp):
         yield f"ZeRO {zero} shards over replicas, and tp x pp = {grid} leaves one"
-    elif not any(space.knobs.allows("zero", other) for other in _zeros(space, pp) - {0}) and (
-        reason := accumulation_refusal(space.job, space.capabilities, 0)
-    ):
-        yield reason
+    else:
+        allowed = [other for other in _zeros(space, pp) if space.knobs.allows("zero", other)]
+        tied = space.model.tied_embeddings and pp > 1
+        reasons = {zero_refusal(space.job, space.capabilities, other, tied_pipeline=tied) for other in allowed}
+        if "" not in reasons:
+            yield from sorted(reasons)
 
 
 def _zeros(space: Space, pp: int) -> frozenset[int]:

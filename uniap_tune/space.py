@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
 
-from uniap_tune.accumulation import accumulation_refusal, shards_alone
+from uniap_tune.accumulation import shards_alone, zero_refusal
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.errors import InputError
 from uniap_tune.graph import LayerKind, LayerType
@@ -204,7 +204,10 @@ class Space:
 
     def _zero_legal(self, zero: int, replicas: int, pp: int) -> bool:
         """With one replica a ZeRO stage is left out where it would be ZeRO 0."""
-        if not self.knobs.allows("zero", zero) or accumulation_refusal(self.job, self.capabilities, zero):
+        tied_pipeline = self.model.tied_embeddings and pp > 1
+        if not self.knobs.allows("zero", zero):
+            return False
+        if zero_refusal(self.job, self.capabilities, zero, tied_pipeline=tied_pipeline):
             return False
         return not zero or replicas > 1 or shards_alone(self.job, self.capabilities, zero=zero, pp=pp)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance.counting import counting_costs, link_bytes
 from tests.conformance.deepspeed_runs import deepspeed, free_port, numbers
-from uniap_tune.accumulation import accumulation_refusal
+from uniap_tune.accumulation import zero_refusal
 from uniap_tune.adapters.cluster import read_cluster
 from uniap_tune.adapters.huggingface import parse_config
 from uniap_tune.cost.model import CostModel
@@ -150,4 +150,4 @@ def test_without_zero_it_refuses_to_accumulate_in_another_dtype(tmp_path: Path) 
     done = deepspeed(["--num_gpus", "2", "--master_port", free_port(), script, case.file], tmp_path)
     assert done.returncode != 0
     assert "unsupported mix of model_dtype" in done.stdout + done.stderr
-    assert accumulation_refusal(case.job, CAPABILITIES[Target.DEEPSPEED], 0)
+    assert zero_refusal(case.job, CAPABILITIES[Target.DEEPSPEED], 0)

@@ -174,8 +174,14 @@ class MemoryModel:
             self._param_bytes * held + narrow,
             gradients,
             (self._job.state_bytes + master_bytes(self._job, self._capabilities, strategy.zero)) * optimizer,
-            self._step_bytes * optimizer,
+            self._copied(strategy) * optimizer,
         )
+
+    def _copied(self, strategy: Strategy) -> int:
+        """Bytes of a gradient's copies while the optimizer runs; DeepSpeed's ZeRO-2 first joins the gradients that it
+        holds tensor by tensor (zero/stage_1_and_2.py, ``get_flat_partition``)."""
+        joins = self._capabilities.target is Target.DEEPSPEED and strategy.zero == 2
+        return self._step_bytes + (self._gradient_bytes if joins and self._step_bytes else 0)
 
     def activations(self, layer: LayerType, strategy: Strategy, samples: int) -> Activations:
         """Activation bytes of one micro-batch under the strategy's recompute mode."""

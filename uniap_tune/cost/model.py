@@ -410,7 +410,7 @@ class CostModel:
             tokens = samples * job.seq_length / strategy.cp
             workspace += _USER_BUFFERS * self._width * tokens * self.model.hidden_size
         if strategy.zero and not self._memory.holds_gradients_twice(strategy, pp=1):  # with ZeRO, pp is all one
-            buckets = 1 if strategy.zero == 3 else 2
+            buckets = 1 if strategy.zero == 3 or not self.capabilities.overlap_gradient_reduce else 2
             # of gradients as they come; ZeRO-1's are of accumulated ones (zero/stage_1_and_2.py:1253)
             width = self._memory.gradient_bytes if strategy.zero == 1 else self._width
             workspace += buckets * width * runtime.gradient_bucket

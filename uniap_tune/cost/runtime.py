@@ -106,7 +106,7 @@ class Runtime:
         gradient_bucket: elements of a buffer in which gradients wait to be reduced, of which ZeRO-1 and 2 have two and
             ZeRO-3 one (DeepSpeed's ``reduce_bucket_size``); Megatron reduces gradients where they are.
         reused_parameters: gathered parameters that ZeRO-3 keeps between forward and backward, because they are needed
-            again soon (half of DeepSpeed's ``stage3_max_reuse_distance``, there and back).
+            again soon: DeepSpeed's ``stage3_max_live_parameters`` [Empirical], counted on its engine.
         fetch_launches: launches that it takes the CPU to fetch and release the parameters of one module under ZeRO-3,
             which DeepSpeed's hooks do for every module of the model, each way.
         scatters_borders: tensor-parallel ranks without sequence parallelism each send a part of what the next stage
@@ -256,7 +256,7 @@ TRANSFORMERS = replace(
     launch_s=_TRANSFORMERS_LAUNCH,
     loss=TRANSFORMERS_LOSS,
     vocab_multiple=1,
-    reused_parameters=500_000_000,
+    reused_parameters=1_000_000_000,
     fetch_launches=10.0,
     band=0.35,
 )

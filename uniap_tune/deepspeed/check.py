@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from uniap_tune.adapters.deepspeed import UNTESTED_WITH_ZERO, optimizer_type
+
 if TYPE_CHECKING:
     from uniap_tune.plan import Plan
     from uniap_tune.planner import Request
@@ -107,6 +109,9 @@ def broken_rule(case: Case) -> str:
     world, zero = case.world_size, case.config.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
     stage = zero.get("stage", 0)
+    kind = optimizer_type(case.config)
+    if stage in (1, 2, 3) and kind in UNTESTED_WITH_ZERO and not case.config.get("zero_allow_untested_optimizer"):
+        return f"ZeRO with {kind} needs zero_allow_untested_optimizer (runtime/engine.py:2299)"
     tensor = tensor_size(case.config)
     if world % tensor:
         return f"tensor_parallel.autotp_size {tensor} does not divide the world size {world}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uniap_tune.accumulation import accumulation_refusal
+from uniap_tune.accumulation import zero_refusal
+from uniap_tune.adapters import deepspeed as ds_json
 from uniap_tune.autotp import tensor_refusal
-from uniap_tune.cost.runtime import default_runtime
+from uniap_tune.cost.runtime import default_runtime, gradient_bucket
 from uniap_tune.deepspeed.check import Case as DeepSpeedCase
 from uniap_tune.deepspeed.check import broken_rule, tensor_size
-from uniap_tune.doctor.setup import Option
+from uniap_tune.doctor.setup import SETTINGS, Option
 from uniap_tune.graph import build_graph
 from uniap_tune.predict import Layers, Run, grouped, uniform_chunks
 from uniap_tune.spec import Cluster, Job, Model, Recompute
@@ -21,6 +22,7 @@ from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 _BATCH = "train_micro_batch_size_per_gpu"
 _STEPS = "gradient_accumulation_steps"
 _TOTAL = "train_batch_size"
+_BUCKET = 500_000_000  # runtime/zero/config.py, reduce_bucket_size
 _STAGE_3_KEYS = ("offload_param", "zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients")
 
 
@@ -100,6 +102,14 @@ class DeepSpeedSetup:
         return section.get("use_multi_rank_bucket_allreduce") is False and section.get("reduce_scatter") is not False
 
     @property
+    def _bucket(self) -> int:
+        """Elements of a buffer of gradients, as plans have it where there is no file; the Trainer makes ``"auto"`` a
+        matrix of the hidden width."""
+        default = gradient_bucket(self.model) if self.format == SETTINGS else _BUCKET
+        given = self.zero_section.get("reduce_bucket_size", default)
+        return int(given) if isinstance(given, int | float) else self.model.hidden_size**2
+
+    @property
     def offloads(self) -> tuple[str, ...]:
         """The offload sections that are on."""
         found = []
@@ -120,6 +130,7 @@ class DeepSpeedSetup:
         reason = broken_rule(case) or tensor_refusal(self.model, self.tp)
         if reason:
             found.append(("deepspeed_rule", reason))
+        found += self._refused_values
         if world % strategy:
             return tuple(found)  # that is the reason; nothing else can be said about a grid that is none
         samples = self.micro_batch * self.dp
@@ -128,11 +139,28 @@ class DeepSpeedSetup:
             found.append(("batch_divides", f"{text} (DeepSpeed refuses it; runtime/config.py)"))
         if self.pp > 1 and self.zero > 1:
             found.append(("zero_in_pipeline", "pipelines run with ZeRO 0 or 1 only (pipe/engine.py:76)"))
-        if reason := accumulation_refusal(self.job, CAPABILITIES[Target.DEEPSPEED], self.zero):
+        tied = self.model.tied_embeddings and self.pp > 1
+        if reason := zero_refusal(self.job, CAPABILITIES[Target.DEEPSPEED], self.zero, tied_pipeline=tied):
             found.append(("gradient_dtype", reason))
         if self.pp > layers:
             found.append(("enough_layers", f"{self.pp} stages are too many for {self.model.num_layers} layers"))
         return tuple(found)
+
+    @property
+    def _refused_values(self) -> Iterator[tuple[str, str]]:
+        """Values that DeepSpeed refuses wherever it runs."""
+        stage = self.zero_section.get("stage", 0)
+        if isinstance(stage, int) and not 0 <= stage <= 3:
+            yield "zero_stage", f"zero_optimization.stage is {stage}, and DeepSpeed has 0 to 3"
+        both = [self.values.get(name) for name in ("bf16", "fp16")]
+        if all(isinstance(section, dict) and section.get("enabled") is True for section in both):
+            yield "precision", "bf16 and fp16 are both enabled, which DeepSpeed refuses (runtime/config.py)"
+        total, micro, steps = (self.values.get(key) for key in (_TOTAL, _BATCH, _STEPS))
+        if isinstance(total, int) and isinstance(micro, int) and isinstance(steps, int):
+            ranks = self.cluster.num_devices // self.pp
+            if total != micro * steps * ranks:
+                text = f"{_TOTAL} {total} is not micro-batch {micro} x accumulation {steps} x {ranks} ranks"
+                yield "batch_product", f"{text} (DeepSpeed refuses it; runtime/config.py)"
 
     @property
     def runs(self) -> bool:
@@ -156,6 +184,9 @@ class DeepSpeedSetup:
         job = self.job
         if "offload_optimizer" in self.offloads:
             job = replace(job, optimizer_state_bytes=0, precision=replace(job.precision, master_weights=False))
+            # the host has the gradients too, but for those that ZeRO-2 accumulates in fp32 (zero/stage_1_and_2.py)
+            if self.zero == 3 or (self.zero == 2 and job.precision.gradient_bytes != 4):
+                job = replace(job, precision=replace(job.precision, gradient_bytes=0))
         capabilities = replace(
             CAPABILITIES[Target.DEEPSPEED],
             overlap_gradient_reduce=self.overlaps,
@@ -167,7 +198,7 @@ class DeepSpeedSetup:
             cluster=self.cluster,
             job=job,
             capabilities=capabilities,
-            runtime=default_runtime(capabilities, self.model, self.cluster),
+            runtime=replace(default_runtime(capabilities, self.model, self.cluster), gradient_bucket=self._bucket),
             pp=self.pp,
             chunks=self._chunks(strategy),
             micro_batch=self.micro_batch * self.dp,
@@ -191,7 +222,8 @@ class DeepSpeedSetup:
             *outer, last = key.split(".")
             section = values
             for part in outer:
-                section[part] = dict(section.get(part) or {})
+                inner = section.get(part)
+                section[part] = {"stage": 1} if inner is True else dict(inner or {})
                 section = section[part]
             if value is None:
                 if last in section:
@@ -207,9 +239,22 @@ class DeepSpeedSetup:
         changes: dict[str, Any] = {"zero_optimization.stage": stage}
         if stage < 3:
             changes |= {f"zero_optimization.{key}": None for key in _STAGE_3_KEYS}
+            if isinstance(self.zero_section.get("offload_optimizer"), dict):
+                changes["zero_optimization.offload_optimizer.ratio"] = None
+        if stage in (0, 3):
+            changes["zero_optimization.compute_grad_norm"] = None
         if stage == 0:
             changes["zero_optimization.offload_optimizer"] = None
+        elif ds_json.optimizer_type(self.values) in ds_json.UNTESTED_WITH_ZERO:
+            changes["zero_allow_untested_optimizer"] = True
         return self._edited("zero", changes)
+
+    def with_stages(self, pp: int) -> Option:
+        """The option of other stages; the accumulation follows where the JSON says it."""
+        other = replace(self, pp=pp, parts=())
+        steps = max(1, self.job.global_batch // (self.micro_batch * other.dp))
+        option = other._edited("pp/dp", {_STEPS: steps} if isinstance(self.values.get(_STEPS), int) else {})
+        return replace(option, edits=(f"PipelineModule(num_stages={pp})", *option.edits))
 
     def with_micro_batch(self, size: int) -> Option:
         """The option of another micro-batch; the accumulation follows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from uniap_tune.accumulation import shards_alone
 from uniap_tune.doctor.deepspeed import DeepSpeedSetup
@@ -30,8 +29,7 @@ def deepspeed_moves(setup: DeepSpeedSetup) -> Iterator[Option]:
     if setup.pp > 1:
         for pp in divisors(setup.cluster.num_devices):
             if pp not in (1, setup.pp) and pp <= setup.model.num_layers:
-                edits = (f"PipelineModule(num_stages={pp})",)
-                yield Option(setting="pp/dp", edits=edits, setup=replace(setup, pp=pp, parts=()))
+                yield setup.with_stages(pp)
     if setup.zero in (1, 2) and not setup.overlaps and setup.dp > 1:
         yield setup.with_overlap()
 

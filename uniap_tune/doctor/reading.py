@@ -23,7 +23,7 @@ from uniap_tune.deepspeed.check import tensor_size
 from uniap_tune.deepspeed.pipeline import read_split
 from uniap_tune.doctor.deepspeed import DeepSpeedSetup
 from uniap_tune.doctor.megatron import MegatronSetup
-from uniap_tune.doctor.setup import Setup
+from uniap_tune.doctor.setup import SETTINGS, Setup
 from uniap_tune.errors import InputError
 from uniap_tune.render.deepspeed import deepspeed_config, pipeline_split
 from uniap_tune.spec import Cluster, Job, Model, OptimizerName, Precision, Recompute
@@ -31,7 +31,7 @@ from uniap_tune.strategy import Target
 from uniap_tune.targets import require_supported
 
 _SPLIT = "pipeline_split.json"
-_SETTINGS, _JSON, _PLAN = "parallel settings", "DeepSpeed JSON", "plan"
+_JSON, _PLAN = "DeepSpeed JSON", "plan"
 # What may be set beside a DeepSpeed JSON: the script decides it.
 _SCRIPT_SETTINGS = ("pp", "recompute", "mbs")
 _T = TypeVar("_T")
@@ -118,7 +118,7 @@ def _from_settings(given: Given) -> Setup:
     data_parallel(settings, cluster)
     return DeepSpeedSetup(
         name="settings",
-        format=_SETTINGS,
+        format=SETTINGS,
         model=model,
         cluster=cluster,
         job=job,

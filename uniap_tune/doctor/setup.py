@@ -9,6 +9,8 @@ from typing import Protocol
 from uniap_tune.predict import Run
 from uniap_tune.spec import Cluster, Job, Model
 
+SETTINGS = "parallel settings"  # the format of a setup that is in no file
+
 
 class Setup(Protocol):
     """A configuration of one engine on one cluster. Immutable: a change is another setup."""

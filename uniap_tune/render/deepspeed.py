@@ -9,12 +9,12 @@ import json
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from uniap_tune.accumulation import accumulation_refusal
+from uniap_tune.accumulation import zero_refusal
 from uniap_tune.cost.runtime import gradient_bucket
 from uniap_tune.errors import UnsupportedError
 from uniap_tune.plan import Plan
 from uniap_tune.render.shell import script
-from uniap_tune.spec import Cluster, DType, Job, Model, Recompute
+from uniap_tune.spec import Cluster, DType, Job, Model, OptimizerName, Recompute
 from uniap_tune.strategy import CAPABILITIES, Strategy, Target
 from uniap_tune.targets import notes
 
@@ -66,6 +66,8 @@ def deepspeed_config(plan: Plan, model: Model, job: Job) -> dict[str, Any]:
     }
     config |= _precision(job, strategy)
     config["zero_optimization"] = _zero(model, strategy, pipeline=plan.pp > 1)
+    if strategy.zero and job.optimizer is OptimizerName.SGD:  # runtime/engine.py, "untested ZeRO Optimizer"
+        config["zero_allow_untested_optimizer"] = True
     if strategy.tp > 1:
         config["tensor_parallel"] = {"autotp_size": strategy.tp}
     if plan.pp > 1:
@@ -122,7 +124,7 @@ def _precision(job: Job, strategy: Strategy) -> dict[str, Any]:
         return {}
     config: dict[str, Any] = {("fp16" if compute is DType.FP16 else "bf16"): {"enabled": True}}
     if job.precision.gradient_bytes == 4:
-        if reason := accumulation_refusal(job, CAPABILITIES[Target.DEEPSPEED], strategy.zero):
+        if reason := zero_refusal(job, CAPABILITIES[Target.DEEPSPEED], strategy.zero):
             _refuse(reason)
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

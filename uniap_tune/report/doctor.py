@@ -14,7 +14,7 @@ from uniap_tune.breakdown import Breakdown
 from uniap_tune.cost.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATES, PARAMETERS, WORKSPACE
 from uniap_tune.doctor.diagnosis import Diagnosis, Improvement
 from uniap_tune.doctor.finding import Finding
-from uniap_tune.doctor.setup import shown_settings
+from uniap_tune.doctor.setup import SETTINGS, Setup, shown_settings
 from uniap_tune.report.console import console, print_sentence
 from uniap_tune.units import GIB, format_bytes, format_count, format_percent, format_seconds
 
@@ -53,8 +53,15 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     _changes(out, diagnosis)
     for label, note in _labelled("Assumed", setup.notes):
         _row(out, label, note)
-    _row(out, "Next", "`uniap-tune tune` (a recipe) or `plan` chooses all settings together, with a proof.")
+    _row(out, "Next", f"{_tuner(setup)} chooses all settings together, with a proof.")
     _row(out, "Not modelled", "Times and bytes come from an analytic cost model; nothing was measured.")
+
+
+def _tuner(setup: Setup) -> str:
+    """The command that plans what was looked at."""
+    if setup.engine == "DeepSpeed":
+        return "`deepspeed --autotune uniap` or `uniap-tune plan --target deepspeed`"
+    return "`uniap-tune plan`" if setup.format == SETTINGS else "`uniap-tune tune`"
 
 
 def _verdict(diagnosis: Diagnosis) -> tuple[str, str]:
@@ -169,7 +176,7 @@ def _changes(out: Console, diagnosis: Diagnosis) -> None:
     if diagnosis.fits:
         _row(out, label, "no single change makes it faster by more than the error of a measurement")
     elif diagnosis.fits is None:
-        _row(out, label, "no single change is enough: correct what is broken, or let `uniap-tune tune` do it")
+        _row(out, label, f"no single change is enough: correct what is broken, or let {_tuner(diagnosis.setup)} do it")
     else:
         _row(out, label, "nor are two; `uniap-tune plan` says whether any plan fits, and what would help if none does")
 
