@@ -16,7 +16,7 @@ from uniap_tune.errors import InputError
 from .bash_expand import Expander
 from .bash_syntax import parse_script
 from .bash_test import arithmetic_truth, test
-from .bash_text import Origin, Piece, Text, Variable, command_words, joined, unknown
+from .bash_text import Origin, Piece, Text, Variable, command_words, joined, known, unknown
 from .bash_tree import (
     AndOr,
     Arithmetic,
@@ -261,6 +261,9 @@ class _Runner:
                 self.variables[assign.name] = Variable([unknown(f"${assign.name} ({reason})")])
         if any((word.bare or "").endswith(".py") for word in words):
             self.result.unfollowed = reason
+        name = words[0].bare if words else ""
+        if self.expander.positional and (name == "shift" or (name == "set" and any(w.bare == "--" for w in words))):
+            self.expander.positional = [unknown(f"$@ ({reason})")]
         for name, offset in literal_text(words):
             self.result.skipped.setdefault(name, (Origin(self.current, offset, offset + len(name)), reason))
 
@@ -294,6 +297,11 @@ class _Runner:
             self.call(first, words[1:])
         elif first in ("source", ".") and len(words) > 1:
             self.source(words[1], command)
+        elif first == "shift":
+            self.shift(words[1:], command)
+        elif first == "set" and any(text.text == "--" for text in words):
+            start = next(place for place, text in enumerate(words) if text.text == "--")
+            self.expander.positional = words[start + 1 :]
         elif first == "unset":
             for text in words[1:]:
                 self.variables.pop(text.text, None)
@@ -304,6 +312,17 @@ class _Runner:
         elif first not in _INERT:
             self.find_launch(words, command)
         return True
+
+    def shift(self, count: list[Text], command: Simple) -> None:
+        """Drops the first arguments; more than there are, and bash keeps them all."""
+        positional = self.expander.positional
+        if not positional:
+            return
+        text = count[0] if count else known("1")
+        if text.unknown or not text.text.isdecimal():
+            self.expander.positional = [unknown(f"$@ after the shift at {self.where(command.start)}")]
+        elif int(text.text) <= len(positional):
+            self.expander.positional = positional[int(text.text) :]
 
     def assign(self, assign: Assign, *, exported: bool) -> None:
         name, before = assign.name, self.variables.get(assign.name)
