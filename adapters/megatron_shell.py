@@ -26,6 +26,7 @@ from .shell_block import Block, find_block, header_line
 from .shell_edit import Editor, deletion, node_directives
 
 _NODES = ("nnodes",)
+_POSIX = re.compile(r"#![ \t]*(/usr)?/bin/(env[ \t]+)?(sh|dash)\b")
 _PER_NODE = ("nproc-per-node", "nproc_per_node")
 
 
@@ -144,11 +145,22 @@ class ShellSource:
             return
         if block.is_empty:
             return
+        self._require_arrays()
         self._hook(editor)
         text = self.run.files[self.launch.file].text
         start = _statement_line(text, self.launch.command.start)
         indent = re.match(r"[ \t]*", text[start:])
         editor.replace(self.launch.file, start, start, block.render(indent.group() if indent else ""))
+
+    def _require_arrays(self) -> None:
+        """The block is bash's. A script of sh that has arrays already runs where sh is bash."""
+        script = self.run.files[0]
+        if _POSIX.match(script.text) and "=(" not in script.text:
+            raise InputError(
+                f"{script.where(0)}: the tuned arguments need bash",
+                why="they are an array, and the first line asks for sh",
+                fix="let the script begin with #!/bin/bash",
+            )
 
     def _hook(self, editor: Editor) -> None:
         """Puts the array behind the arguments of the launch."""

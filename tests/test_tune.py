@@ -236,6 +236,29 @@ def test_arguments_that_forbid_every_plan_are_named(tmp_path: Path) -> None:
         changes_for(recipe, plans_for(recipe)[0], CLUSTER)
 
 
+@pytest.mark.parametrize(
+    ("first", "more", "refused"),
+    [
+        ("#!/bin/sh", "", True),
+        ("#!/usr/bin/env dash", "", True),
+        ("#!/bin/sh", "A=(1)\n", False),
+        ("#!/bin/bash", "", False),
+    ],
+)
+def test_a_script_of_sh_has_no_arrays(first: str, more: str, refused: bool, tmp_path: Path) -> None:
+    lines = (RECIPES / "lists/gpt_20b.txt").read_text(encoding="utf-8").splitlines()
+    arguments = " ".join(line.partition("#")[0].strip() for line in lines)
+    path = tmp_path / "train.sh"
+    path.write_text(f"{first}\n{more}torchrun pretrain_gpt.py {arguments}\n", encoding="utf-8")
+    recipe = read_recipe(str(path))
+    changes = changes_for(recipe, plans_for(recipe)[0], CLUSTER)
+    if refused:
+        with pytest.raises(InputError, match="need bash"):
+            recipe.source.rewritten(changes, CLUSTER, "")
+    else:
+        assert recipe.source.rewritten(changes, CLUSTER, "")
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
