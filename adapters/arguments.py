@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from uniap_tune.recipe import Argument
 
 from .bash_text import Origin, Piece, Text
-from .megatron_flags import SWITCHES
+from .megatron_flags import CHOICES, COUNTS, COUNTS_FROM_ZERO, NUMBERS, SWITCHES
 
+_ONE_VALUE = COUNTS | COUNTS_FROM_ZERO | NUMBERS | CHOICES.keys()
 _FLAG = re.compile(r"--[A-Za-z][\w-]*\Z")
 
 
@@ -30,7 +31,8 @@ class Occurrence:
 
 
 def occurrences(words: Sequence[Text]) -> list[Occurrence]:
-    """The arguments among words, in order. Words before the first argument belong to none."""
+    """The arguments among words, in order. Words before the first argument belong to none, and words that are not known
+    to no argument that has its one value already."""
     found: list[Occurrence] = []
     for word in words:
         name, equals, _ = word.text.partition("=")
@@ -39,7 +41,8 @@ def occurrences(words: Sequence[Text]) -> list[Occurrence]:
             found.append(Occurrence(name[2:], word, values, bool(equals)))
         elif found and not found[-1].joined and found[-1].name not in SWITCHES and word.text != "\\":
             last = found[-1]
-            found[-1] = Occurrence(last.name, last.flag, (*last.values, word))
+            if not (word.unknown and last.values and last.name in _ONE_VALUE):
+                found[-1] = Occurrence(last.name, last.flag, (*last.values, word))
     return found
 
 

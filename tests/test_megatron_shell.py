@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_tune import CLUSTER, FILES, RECIPES, plans_for, read
+from uniap_tune.adapters.arguments import occurrences
 from uniap_tune.adapters.bash_run import run_script
 from uniap_tune.adapters.capture import capture
 from uniap_tune.adapters.megatron_shell import read_shell
@@ -84,6 +85,15 @@ def test_the_reading_agrees_with_bash(tmp_path: Path) -> None:
         real = capture(path, given)
         found = [word.text for word in static if not word.unknown]
         assert [word for word in real if word in found] == found, name
+
+
+def test_unknown_words_behind_a_value_are_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.sh"
+    path.write_text("[[ -d /x ]] && E='--load /x'\npython t.py --num-layers 4 $E --save a $E\n", encoding="utf-8")
+    found = {item.name: item for item in occurrences(run_script(path).launches[-1].arguments)}
+    assert [value.text for value in found["num-layers"].values] == ["4"]
+    assert not found["num-layers"].unknown
+    assert found["save"].unknown  # it may take several
 
 
 def test_given_variables(tmp_path: Path) -> None:
