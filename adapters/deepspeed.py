@@ -44,9 +44,9 @@ _OPTIMIZERS = {
 
 _BUCKET = "reduce_bucket_size"
 
-# Types that ZeRO takes only with zero_allow_untested_optimizer (runtime/engine.py:2299).
-_WITHOUT_ZERO = frozenset({"onebitadam", "zerooneadam", "onebitlamb"})  # none of them is known to run with it
+# Types that ZeRO takes only with zero_allow_untested_optimizer (runtime/engine.py:2299), and those not known to run so.
 UNTESTED_WITH_ZERO = frozenset({"sgd", "lamb"})
+_WITHOUT_ZERO = frozenset({"onebitadam", "zerooneadam", "onebitlamb"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

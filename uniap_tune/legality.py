@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
-from uniap_tune.accumulation import shards_alone, zero_refusal
+from uniap_tune.accumulation import shards_alone
 from uniap_tune.autotp import tensor_refusal
 from uniap_tune.space import Knobs, Space
 from uniap_tune.spec import Recompute
@@ -170,21 +170,16 @@ def _zero(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:
     grid, devices = prod(fixed.get(knob, 1) for knob in ("tp", "pp")), space.cluster.num_devices
     if zero not in space.capabilities.zero:
         yield f"{target} has no ZeRO {zero}"
-    elif zero not in _zeros(space, pp):
+    elif zero not in space.zero_stages(pp):
         most = max(space.capabilities.zero_with_pipeline)
         yield f"{target} shards no more than ZeRO {most} with a pipeline: ZeRO {zero} needs pp 1"
     elif zero and grid == devices and not shards_alone(space.job, space.capabilities, zero=zero, pp=pp):
         yield f"ZeRO {zero} shards over replicas, and tp x pp = {grid} leaves one"
     else:
-        allowed = [other for other in _zeros(space, pp) if space.knobs.allows("zero", other)]
-        tied = space.model.tied_embeddings and pp > 1
-        reasons = {zero_refusal(space.job, space.capabilities, other, tied_pipeline=tied) for other in allowed}
+        allowed = [other for other in space.zero_stages(pp) if space.knobs.allows("zero", other)]
+        reasons = {space.zero_refusal(other, pp) for other in allowed}
         if "" not in reasons:
             yield from sorted(reasons)
-
-
-def _zeros(space: Space, pp: int) -> frozenset[int]:
-    return space.capabilities.zero_with_pipeline if pp > 1 else space.capabilities.zero
 
 
 def _experts(space: Space, fixed: Mapping[str, int]) -> Iterator[str]:

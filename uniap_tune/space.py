@@ -188,7 +188,7 @@ class Space:
 
     def _grids(self, pp: int) -> Iterator[Strategy]:
         size = self.cluster.num_devices // pp
-        zeros = self.capabilities.zero_with_pipeline if pp > 1 else self.capabilities.zero
+        zeros = self.zero_stages(pp)
         for tp in divisors(size):
             if not self._tensor_legal(tp, pp):
                 continue
@@ -202,12 +202,18 @@ class Space:
                         continue
                     yield Strategy(tp=tp, cp=cp, dp=dp, ep=ep, etp=etp, zero=zero, sequence_parallel=sequence_parallel)
 
+    def zero_stages(self, pp: int) -> frozenset[int]:
+        """ZeRO stages of the engine with so many pipeline stages."""
+        return self.capabilities.zero_with_pipeline if pp > 1 else self.capabilities.zero
+
+    def zero_refusal(self, zero: int, pp: int) -> str:
+        """Why the engine cannot train the job at a ZeRO stage; empty: it can."""
+        tied_pipeline = self.model.tied_embeddings and pp > 1
+        return zero_refusal(self.job, self.capabilities, zero, tied_pipeline=tied_pipeline)
+
     def _zero_legal(self, zero: int, replicas: int, pp: int) -> bool:
         """With one replica a ZeRO stage is left out where it would be ZeRO 0."""
-        tied_pipeline = self.model.tied_embeddings and pp > 1
-        if not self.knobs.allows("zero", zero):
-            return False
-        if zero_refusal(self.job, self.capabilities, zero, tied_pipeline=tied_pipeline):
+        if not self.knobs.allows("zero", zero) or self.zero_refusal(zero, pp):
             return False
         return not zero or replicas > 1 or shards_alone(self.job, self.capabilities, zero=zero, pp=pp)
 
