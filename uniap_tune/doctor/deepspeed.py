@@ -59,15 +59,15 @@ class DeepSpeedSetup:
 
     @property
     def zero_section(self) -> Mapping[str, Any]:
-        """The ``zero_optimization`` object."""
+        """The ``zero_optimization`` object; ``true`` is an old way to write stage 1."""
         section = self.values.get("zero_optimization")
+        if section is True:
+            return {"stage": 1}
         return section if isinstance(section, dict) else {}
 
     @property
     def zero(self) -> int:
-        """The ZeRO stage; ``true`` is an old way to write 1."""
-        if self.values.get("zero_optimization") is True:
-            return 1
+        """The ZeRO stage."""
         stage = self.zero_section.get("stage", 0)
         return stage if isinstance(stage, int) and 0 <= stage <= 3 else 0
 
@@ -217,13 +217,14 @@ class DeepSpeedSetup:
     def _edited(self, setting: str, changes: Mapping[str, Any], **fields: Any) -> Option:
         """The option of other values at dotted keys; ``None`` takes a key out."""
         values = deepcopy(dict(self.values))
+        if values.get("zero_optimization") is True:
+            values["zero_optimization"] = dict(self.zero_section)
         edits = []
         for key, value in changes.items():
             *outer, last = key.split(".")
             section = values
             for part in outer:
-                inner = section.get(part)
-                section[part] = {"stage": 1} if inner is True else dict(inner or {})
+                section[part] = dict(section.get(part) or {})
                 section = section[part]
             if value is None:
                 if last in section:
